@@ -1,0 +1,1 @@
+"""What is needed around the services: locks, a Kafka for machines without Docker, containers."""

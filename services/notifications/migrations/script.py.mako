@@ -1,0 +1,1 @@
+../../../shared/migration.py.mako

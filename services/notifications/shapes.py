@@ -1,0 +1,58 @@
+"""Feed links as the API shows them, and the bodies of their commands."""
+
+from datetime import timedelta
+from typing import Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from shared.shapes import Body, Duration, Instant, Line, NewId, Shape
+
+
+class Fetch(Shape):
+    """How a link was last used; written down every few seconds."""
+
+    at: Instant
+    client: str = Field(description="the calendar client's family")
+    version: int = Field(description="the version of the body that was last served")
+    count: int
+
+
+class FeedLink(Shape):
+    id: UUID
+    trip: UUID
+    delegation: UUID
+    level: str
+    label: str
+    cleared: bool
+    alarm: timedelta | None
+    creator: str
+    expires_at: Instant
+    revoked_at: Instant | None
+    reason: str | None
+
+
+class IssuedFeedLink(FeedLink):
+    """`url` is the only place where the secret stands; it is null where the same key is answered again."""
+
+    url: str | None
+
+
+class ListedFeedLink(FeedLink):
+    fetched: Fetch | None
+
+
+class IssueFeedLink(Body):
+    id: NewId
+    delegation: UUID
+    level: Literal["full", "delegation"]
+    label: Line = Field(examples=["Delegation phones"])
+    cleared: bool = Field(default=False, description="whether hidden items are for it too, once they can be hidden")
+    alarm: Duration | None = Field(default=None, description="how long before an entry clients are to ring")
+    expires_at: Instant | None = Field(
+        default=None, description="else 14 days after the later of the trip's end and the issue"
+    )
+
+
+class RotateFeedLink(Body):
+    grace: Duration = Field(default=timedelta(0), description="for how long the old address goes on")

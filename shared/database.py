@@ -1,0 +1,77 @@
+"""Connections to a service's own PostgreSQL: the engine, the raw driver beneath it, and what counts as "away"."""
+
+import asyncio
+from typing import Any, cast
+
+import asyncpg
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+LOCK_TIMEOUT = "5s"
+"""No command waits longer for a lock: it is refused as `store-away` and may be sent again."""
+IDLE_IN_TRANSACTION_TIMEOUT = "10s"
+"""A process that stands still inside a transaction loses it, so that it cannot hold the log's lock for ever."""
+
+
+def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
+    """An engine for one service. `name` is shown in `pg_stat_activity`."""
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=5,
+        # one short round trip before a connection is reused after a restart of the database is cheaper than a 503
+        pool_pre_ping=False,
+        connect_args={
+            "timeout": 5,
+            "server_settings": {
+                "application_name": f"attache-{name}",
+                "timezone": "UTC",
+                "lock_timeout": LOCK_TIMEOUT,
+                "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
+                "jit": "off",
+            },
+        },
+    )
+
+
+async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
+    """The asyncpg connection beneath a SQLAlchemy one, for statements that are too hot for Core."""
+    raw = await connection.get_raw_connection()
+    return cast("asyncpg.Connection[asyncpg.Record]", raw.driver_connection)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database cannot be used just now, and nothing about the statement itself."""
+    match error:
+        case exc.DataError() | exc.IntegrityError() | exc.ProgrammingError():
+            return False
+        case exc.DBAPIError():
+            cause: Any = error.orig
+            # SQLAlchemy wraps the driver's error once or twice
+            inner = getattr(cause, "driver_exception", None) or getattr(cause, "__cause__", None)
+            return error.connection_invalidated or isinstance(error, exc.OperationalError) or _driver_away(inner or cause)
+        case exc.TimeoutError():
+            return True
+        case _:
+            return _driver_away(error)
+
+
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,  # a full disk, too many connections
+    asyncpg.OperatorInterventionError,  # shut down, crashed, starting up
+    asyncpg.InterfaceError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+    asyncio.TimeoutError,
+    OSError,
+)
+
+
+def _driver_away(error: BaseException | None) -> bool:
+    return isinstance(error, _AWAY) and not isinstance(error, asyncpg.DataError)

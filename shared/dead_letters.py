@@ -1,0 +1,86 @@
+"""The dead-letter announcements: that a message was parked, where and why; never its key, body or headers.
+
+A parked row is its own intent: it is announced after it was committed, and marked when the bus has acknowledged, so
+an announcement can come twice (with the same id) and is never lost.
+"""
+
+import asyncio
+import json
+from uuid import NAMESPACE_URL, uuid5
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.bus import Bus, BusAway, Record
+from shared.consumer import GAP, KEY_WAITS
+from shared.database import is_away
+
+POLL_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+def dead_letter_topic(service: str) -> str:
+    """Where a service announces what it could not take."""
+    return f"attache.{service}.dead-letter"
+
+
+async def announce_parked(service: str, engine: AsyncEngine, bus: Bus) -> None:
+    """Announce what is parked, for ever."""
+    while True:
+        try:
+            while await _announce_some(service, engine, bus):
+                pass
+        except Exception as error:
+            if not isinstance(error, BusAway) and not is_away(error):
+                log.exception("dead_letters.failed", service=service)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _announce_some(service: str, engine: AsyncEngine, bus: Bus) -> bool:
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            text(
+                'SELECT id, topic, number, "offset", message_id, slug FROM parked_messages '
+                "WHERE announced_at IS NULL AND slug NOT IN (:gap, :waits) ORDER BY id LIMIT 100"
+            ),
+            {"gap": GAP, "waits": KEY_WAITS},
+        )
+        parked = rows.mappings().all()
+    if not parked:
+        return False
+    producer = await bus.producer()
+    try:
+        await producer.send([_record(service, dict(row)) for row in parked])
+    finally:
+        await producer.close()
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE parked_messages SET announced_at = clock_timestamp() WHERE id = ANY(:ids)"),
+            {"ids": [row["id"] for row in parked]},
+        )
+    return True
+
+
+def _record(service: str, row: dict[str, object]) -> Record:
+    place = f"{row['topic']}/{row['number']}/{row['offset']}/{row['message_id']}"
+    body = {
+        "topic": row["topic"],
+        "partition": row["number"],
+        "offset": row["offset"],
+        "id": row["message_id"],
+        "slug": row["slug"],
+    }
+    return Record(
+        topic=dead_letter_topic(service),
+        key=f"{row['topic']}/{row['number']}",
+        headers=(
+            ("content-type", "application/json"),
+            ("ce_specversion", "1.0"),
+            ("ce_id", str(uuid5(NAMESPACE_URL, f"attache:parked:{service}:{place}"))),
+            ("ce_type", "attache.MessageParked.v1"),
+            ("ce_source", f"/attache/{service}"),
+        ),
+        body=json.dumps(body).encode(),
+    )

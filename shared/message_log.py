@@ -1,0 +1,104 @@
+"""The message log over HTTP: the very messages that went to the bus, for who has no Kafka or missed one.
+
+The server's part is one router a service; the client's part is for the plumbing alone (`shared.healer`).
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import httpx
+from fastapi import APIRouter, Query
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.database import driver_of
+from shared.errors import NotFound
+from shared.event_store import EventStore, StoredEvent
+from shared.http import Call, needs
+from shared.messages import Message, read_structured, structured, topic_of
+from shared.openapi import QUERY, problems
+
+PAGE = 500
+TIMEOUT_SECONDS = 5.0
+
+BodyOf = Callable[[StoredEvent, bool], bytes]
+
+
+def message_log_router(service: str, engine: AsyncEngine, store: EventStore, body_of: BodyOf) -> APIRouter:
+    """`GET /{service}/messages` and `/messages/heads` of one service."""
+    router = APIRouter(tags=["message log"], responses=problems(*QUERY))
+    open_topics = {topic_of(service, openly=True): True, topic_of(service, openly=False): False}
+
+    def is_open(topic: str) -> bool:
+        if topic not in open_topics:
+            raise NotFound(f"{service} writes to {' and '.join(open_topics)}")
+        return open_topics[topic]
+
+    @router.get("/messages", summary="The messages of one key behind a sequence number")
+    async def messages(
+        _: Annotated[Call, needs("service")],
+        topic: Annotated[str, Query(examples=[topic_of(service, openly=True)])],
+        key: Annotated[str, Query(description="the partition key: the trip")],
+        after: Annotated[int, Query(ge=0)] = 0,
+    ) -> dict[str, Any]:
+        """CloudEvents in structured mode, in order, at most 500; `next` is the `after` of the next page."""
+        openly = is_open(topic)
+        async with engine.connect() as connection:
+            driver = await driver_of(connection)
+            events = await store.of_key(driver, key, after=after, openly=openly, limit=PAGE)
+            epoch = await driver.fetchval("SELECT epoch FROM relay_cursor")
+        items = [structured(event, body_of(event, openly), service, openly=openly, epoch=epoch) for event in events]
+        return {"items": items, "next": int(items[-1]["sequence"]) if len(items) == PAGE else None}
+
+    @router.get("/messages/heads", summary="The last sequence number of each key")
+    async def heads(
+        _: Annotated[Call, needs("service")],
+        topic: Annotated[str, Query(examples=[topic_of(service, openly=True)])],
+        after: Annotated[str, Query(description="the last key of the page before")] = "",
+    ) -> dict[str, Any]:
+        """By key, at most 500; a key that the topic has never carried does not stand here."""
+        column = "open_sequence" if is_open(topic) else "cleared_sequence"
+        async with engine.connect() as connection:
+            driver = await driver_of(connection)
+            rows = await driver.fetch(
+                f"SELECT key, {column} AS sequence FROM heads WHERE key > $1 AND {column} > 0 ORDER BY key LIMIT {PAGE}",
+                after,
+            )
+        items = [dict(row) for row in rows]
+        return {"items": items, "next": items[-1]["key"] if len(items) == PAGE else None}
+
+    return router
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageLog:
+    """Another service's message log. Raises `httpx.HTTPError` when it is away."""
+
+    client: httpx.AsyncClient
+    service: str
+    base: str
+    token: str
+
+    async def after(self, topic: str, key: str, sequence: int) -> list[Message]:
+        """The next page of a key's messages, in order; empty at the end."""
+        page = await self._get("/messages", {"topic": topic, "key": key, "after": str(sequence)})
+        return [read_structured(item) for item in page["items"]]
+
+    async def heads(self, topic: str) -> AsyncIterator[list[tuple[str, int]]]:
+        """The last sequence number of every key, a page at a time."""
+        after: str | None = ""
+        while after is not None:
+            page = await self._get("/messages/heads", {"topic": topic, "after": after})
+            yield [(item["key"], item["sequence"]) for item in page["items"]]
+            after = page["next"]
+
+    async def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+        answer = await self.client.get(
+            f"{self.base}/{self.service}{path}",
+            params=query,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=TIMEOUT_SECONDS,
+        )
+        answer.raise_for_status()
+        document: dict[str, Any] = answer.json()
+        return document

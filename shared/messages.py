@@ -1,0 +1,137 @@
+"""One stored event as a message: the CloudEvents envelope around the body that `published` made, and back.
+
+CloudEvents 1.0: on the bus in binary mode (attributes as `ce_` headers), in the message log in structured mode (one
+JSON object). Both are pure functions of the stored event, so a republication gives the same bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from shared.bus import Delivery, Record
+from shared.event_store import StoredEvent
+
+BodyOf = Any
+"""`published.body` of a service: (event, openly) -> the JSON text of the body."""
+
+_CONTENT_TYPE = "application/json"
+
+
+class Undecodable(Exception):
+    """A delivery that is no message of ours. `slug` says why, for the dead-letter topic."""
+
+    def __init__(self, slug: str, detail: str) -> None:
+        super().__init__(detail)
+        self.slug = slug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message as a consumer sees it. `type` is `MeetingScheduled`, `version` 1 for `attache.MeetingScheduled.v1`."""
+
+    id: str
+    type: str
+    version: int
+    source: str
+    subject: str
+    time: datetime
+    recorded_at: datetime
+    key: str
+    sequence: int
+    epoch: int
+    traceparent: str | None
+    correlation_id: str | None
+    body: Mapping[str, Any]
+
+
+def topic_of(service: str, *, openly: bool) -> str:
+    """The name of a service's open or cleared topic."""
+    return f"attache.{service}" if openly else f"attache.{service}.cleared"
+
+
+def attributes(event: StoredEvent, service: str, *, openly: bool, epoch: int) -> dict[str, str]:
+    """The envelope of an event on one topic. Nothing in it counts what another topic holds."""
+    name, version = event.type.rsplit(".v", 1)
+    sequence = event.open_sequence if openly else event.cleared_sequence
+    envelope = {
+        "specversion": "1.0",
+        "id": str(event.id),
+        "type": f"attache.{name}.v{version}",
+        "source": f"/attache/{service}",
+        "subject": event.stream,
+        "time": event.metadata["occurred_at"],
+        "recordedtime": _rfc3339(event.recorded_at),
+        "partitionkey": event.key,
+        "sequence": f"{sequence:020d}",
+        "correlationid": event.metadata["correlation_id"],
+        "dataschema": f"urn:attache:schema:{name}:v{version}",
+        "epoch": str(epoch),
+    }
+    # what caused it may be a fact that only the cleared topic tells
+    if event.metadata.get("causation_id") and not openly:
+        envelope["causationid"] = event.metadata["causation_id"]
+    if event.metadata.get("traceparent"):
+        envelope["traceparent"] = event.metadata["traceparent"]
+    return envelope
+
+
+def record(event: StoredEvent, body: bytes, service: str, *, openly: bool, epoch: int) -> Record:
+    """The event as a record for the bus (CloudEvents Kafka binding 3.2, binary mode)."""
+    envelope = attributes(event, service, openly=openly, epoch=epoch)
+    headers = tuple((f"ce_{name}", value) for name, value in envelope.items())
+    return Record(
+        topic=topic_of(service, openly=openly),
+        key=event.key,
+        headers=(("content-type", _CONTENT_TYPE), *headers),
+        body=body,
+    )
+
+
+def structured(event: StoredEvent, body: bytes, service: str, *, openly: bool, epoch: int) -> dict[str, Any]:
+    """The event as a JSON object for the message log (CloudEvents JSON format)."""
+    envelope = attributes(event, service, openly=openly, epoch=epoch)
+    return {**envelope, "datacontenttype": _CONTENT_TYPE, "data": json.loads(body)}
+
+
+def read_delivery(delivery: Delivery) -> Message:
+    """A delivery of the bus as a message. Raises `Undecodable`."""
+    try:
+        envelope = {name[3:]: value.decode() for name, value in delivery.headers if name.startswith("ce_")}
+        key = (delivery.key or b"").decode()
+        data = json.loads((delivery.body or b"").decode())
+    except ValueError as error:
+        raise Undecodable("undecodable", f"neither UTF-8 nor JSON: {error}") from error
+    if envelope.get("partitionkey") != key:
+        raise Undecodable("envelope-invalid", "the partition key is not the record's key")
+    return read_structured({**envelope, "data": data})
+
+
+def read_structured(document: Mapping[str, Any]) -> Message:
+    """A CloudEvents JSON object as a message. Raises `Undecodable`."""
+    try:
+        prefix, name, version = document["type"].split(".")
+        if prefix != "attache" or document["specversion"] != "1.0" or not isinstance(document["data"], dict):
+            raise ValueError("not a CloudEvent of ours")
+        return Message(
+            id=document["id"],
+            type=name,
+            version=int(version.removeprefix("v")),
+            source=document["source"],
+            subject=document["subject"],
+            time=datetime.fromisoformat(document["time"]),
+            recorded_at=datetime.fromisoformat(document["recordedtime"]),
+            key=document["partitionkey"],
+            sequence=int(document["sequence"]),
+            epoch=int(document["epoch"]),
+            traceparent=document.get("traceparent"),
+            correlation_id=document.get("correlationid"),
+            body=document["data"],
+        )
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise Undecodable("envelope-invalid", f"{type(error).__name__}: {error}") from error
+
+
+def _rfc3339(instant: datetime) -> str:
+    return instant.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,201 @@
+"""The relay: what stands in the log goes to the bus, in order, each at least once, never with a gap.
+
+The event table is the outbox. One relay per service leads, by a session lock on a connection of its own; the others
+stand by. The leader reads on that very connection, so that losing the lock and going on cannot happen together. It
+sends a batch, waits for every acknowledgement outside any transaction, and moves its cursor in one short statement
+that is conditional on the old value. The broker may forget what it acknowledged, so each new producer first reads
+back the last records that were acknowledged and starts over where they are gone; consumers' marks make the past
+harmless.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.bus import Bus, BusAway, Place, Producer, Record, SendStopped
+from shared.database import is_away
+from shared.event_store import EventStore, StoredEvent
+
+RELAY_LOCK = (2, 0)
+BATCH = 500
+POLL_SECONDS = 0.2
+STANDBY_SECONDS = 1.0
+PATIENCE_SECONDS = 30.0
+BACKOFF_SECONDS = (0.2, 0.5, 1.0, 2.0)
+
+ToRecords = Callable[[StoredEvent, int], Sequence[Record]]
+"""All records of one event, given the epoch: one for the cleared topic, and one for the open topic where it is told."""
+
+log = structlog.get_logger()
+
+
+class LeadershipLost(Exception):
+    """The cursor is not where this relay left it: another one leads."""
+
+
+@dataclass(kw_only=True)
+class RelayState:
+    """For readiness and metrics: whether this process leads, and how far the log has been published (by this one)."""
+
+    leads: bool = False
+    position: int = 0
+    sent: int = 0
+    restarts: int = 0
+    last_error: str | None = None
+
+
+class Relay:
+    """One service's relay. `run` goes on until it is cancelled; `wake` is called after each commit."""
+
+    def __init__(self, *, service: str, engine: AsyncEngine, store: EventStore, bus: Bus, to_records: ToRecords) -> None:
+        self.state = RelayState()
+        self._service = service
+        self._engine = engine
+        self._store = store
+        self._bus = bus
+        self._to_records = to_records
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something new in the log."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Lead or stand by, for ever; whatever fails is begun anew after a pause."""
+        failures = 0
+        while True:
+            try:
+                async with self._leadership() as driver:
+                    failures = 0
+                    await self._lead(driver)
+            except (BusAway, LeadershipLost) as error:
+                self._note(error)
+            except Exception as error:
+                if not is_away(error):
+                    log.exception("relay.failed", service=self._service)
+                self._note(error)
+            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+            failures += 1
+
+    @contextlib.asynccontextmanager
+    async def _leadership(self) -> Any:
+        # outside the pool: the lock lives as long as this connection, and must not be handed on with it
+        url = self._engine.url
+        driver = await asyncpg.connect(
+            host=url.host,
+            port=url.port,
+            user=url.username,
+            password=url.password,
+            database=url.database,
+            timeout=5,
+            command_timeout=PATIENCE_SECONDS,
+            server_settings={"application_name": f"attache-{self._service}-relay", "timezone": "UTC"},
+        )
+        try:
+            while not await driver.fetchval("SELECT pg_try_advisory_lock($1, $2)", *RELAY_LOCK):
+                await asyncio.sleep(STANDBY_SECONDS)
+            self.state.leads = True
+            log.info("relay.led", service=self._service)
+            yield driver
+        finally:
+            self.state.leads = False
+            # a close that waits for a dead server would hold up the next attempt
+            driver.terminate()
+
+    async def _lead(self, driver: Any) -> None:
+        producer = await self._bus.producer()
+        try:
+            cursor, epoch = await self._resume(driver, producer)
+            while True:
+                self.state.position = cursor
+                self.state.last_error = None
+                self._woken.clear()
+                batch = await self._store.after(driver, cursor, BATCH)
+                if batch:
+                    cursor = await self._publish(driver, producer, cursor, batch, epoch)
+                else:
+                    await self._wait()
+        finally:
+            # first the producer, then (in the caller) the lock: two relays never send at once
+            await producer.close()
+
+    async def _resume(self, driver: Any, producer: Producer) -> tuple[int, int]:
+        row = await driver.fetchrow("SELECT position, epoch FROM relay_cursor")
+        places = await driver.fetch('SELECT topic, number, "offset", event FROM relay_places')
+        for place in places:
+            found = await producer.id_at(Place(place["topic"], place["number"], place["offset"]))
+            if found != str(place["event"]):
+                log.warning("relay.rewound", service=self._service, topic=place["topic"], number=place["number"])
+                async with driver.transaction():
+                    await driver.execute("UPDATE relay_cursor SET position = 0")
+                    await driver.execute("DELETE FROM relay_places")
+                return 0, row["epoch"]
+        return row["position"], row["epoch"]
+
+    async def _publish(
+        self, driver: Any, producer: Producer, cursor: int, batch: Sequence[StoredEvent], epoch: int
+    ) -> int:
+        per_event = [self._to_records(event, epoch) for event in batch]
+        records = [record for records in per_event for record in records]
+        try:
+            places: Sequence[Place] = await producer.send(records)
+        except SendStopped as stopped:
+            whole = _whole_events(per_event, len(stopped.acked))
+            if whole:
+                await self._advance(driver, cursor, batch[:whole], per_event[:whole], stopped.acked)
+            raise
+        return await self._advance(driver, cursor, batch, per_event, places)
+
+    async def _advance(
+        self,
+        driver: Any,
+        cursor: int,
+        batch: Sequence[StoredEvent],
+        per_event: Sequence[Sequence[Record]],
+        places: Sequence[Place],
+    ) -> int:
+        """Move the cursor behind the batch and keep the last place of each partition, in one transaction."""
+        ids = [event.id for event, records in zip(batch, per_event, strict=True) for _ in records]
+        last: dict[tuple[str, int], tuple[int, UUID]] = {}
+        for place, event in zip(places, ids, strict=False):
+            last[place.topic, place.number] = (place.offset, event)
+        behind = batch[-1].position
+        async with driver.transaction():
+            moved = await driver.execute("UPDATE relay_cursor SET position = $1 WHERE position = $2", behind, cursor)
+            if moved != "UPDATE 1":
+                raise LeadershipLost(f"the cursor is not at {cursor}")
+            await driver.executemany(
+                'INSERT INTO relay_places (topic, number, "offset", event) VALUES ($1, $2, $3, $4) '
+                'ON CONFLICT (topic, number) DO UPDATE SET "offset" = excluded."offset", event = excluded.event',
+                [(topic, number, offset, event) for (topic, number), (offset, event) in last.items()],
+            )
+        self.state.sent += len(ids)
+        return behind
+
+    async def _wait(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._woken.wait()
+
+    def _note(self, error: Exception) -> None:
+        self.state.restarts += 1
+        self.state.last_error = f"{type(error).__name__}: {error}"
+        log.warning("relay.stopped", service=self._service, error=self.state.last_error)
+
+
+def _whole_events(per_event: Sequence[Sequence[Record]], acked: int) -> int:
+    """How many of the first events were acknowledged with all of their records."""
+    whole = 0
+    for records in per_event:
+        acked -= len(records)
+        if acked < 0:
+            break
+        whole += 1
+    return whole

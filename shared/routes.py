@@ -1,0 +1,26 @@
+"""What the command routes of every service share: the desk, the planner's call, and an answer as a response."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.responses import Response
+
+from shared.command import Answer, Desk
+from shared.http import Call, answer, needs, reads
+
+
+async def _desk_of(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+Planner = Annotated[Call, needs("planner")]
+Reader = Annotated[Call, reads()]
+At = Annotated[Desk, Depends(_desk_of)]
+"""The desk at which this app's commands are carried out."""
+
+
+def response(given: Answer, address: str) -> Response:
+    """The answer over HTTP; what is new is found at `address`."""
+    made = address if given.status == 201 else None
+    return answer(given.body, status=given.status, etag=given.etag, location=made)

@@ -1,0 +1,195 @@
+"""Settings: environment variables, read once at the start, and one readable line where they are wrong.
+
+A service's class derives from `Settings` and gives its prefix:
+
+    class ScheduleSettings(Settings):
+        model_config = SettingsConfigDict(env_prefix="SCHEDULE_")
+        port: int = Field(8081, description="...", ge=0, le=65535)
+
+Each setting is looked for with the prefix (`SCHEDULE_DATABASE_URL`); the common ones, those of `Settings` itself, then
+without (`TOKENS_FILE`). A secret may be in a file instead, `..._FILE` then names it. A variable with the prefix that
+is no setting is an error: it is a misspelt one, and would be ignored in silence otherwise. An empty one is not set.
+"""
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+S = TypeVar("S", bound="Settings")
+_HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
+
+
+class WrongSetting(Exception):
+    """The settings do not fit. The text is one line that names each variable and what is wrong, never a value."""
+
+
+class Settings(BaseSettings):
+    """What all services are told. A derived class adds what one service is told, and its prefix."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="", hide_input_in_errors=True)
+
+    database_url: SecretStr = Field(
+        description="The service's own PostgreSQL, `postgresql+asyncpg://user:...@host/name`."
+    )
+    bus: Literal["local", "kafka"] = Field(
+        "local", description="Where messages go: a database of this machine, or Kafka."
+    )
+    bus_url: SecretStr | None = Field(
+        None, description="With `BUS=local`: the bus's database, written as `DATABASE_URL`."
+    )
+    kafka_bootstrap: str | None = Field(None, description="With `BUS=kafka`: `host:port` of its brokers, by commas.")
+    service_token: SecretStr = Field(
+        description="This service's own token (scope `service`) for the others' message logs."
+    )
+    tokens_file: Path = Field(
+        Path("tokens"), description="Who may call: the file that `python -m services token` writes."
+    )
+    public_url: str = Field("http://127.0.0.1:8080", description="The address that people and calendars come by.")
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    schedule_url: str = Field("http://127.0.0.1:8081", description="Where the others find schedule's message log.")
+    participants_url: str = Field(
+        "http://127.0.0.1:8082", description="Where the others find participants' message log."
+    )
+    notifications_url: str = Field("http://127.0.0.1:8083", description="Where they find notifications' message log.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto`: for people on a terminal, else JSON."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @field_validator("public_url", "schedule_url", "participants_url", "notifications_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        _HTTP_URL.validate_python(value)
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _a_whole_bus(self) -> "Settings":
+        if self.bus == "kafka" and not self.kafka_bootstrap:
+            raise ValueError("BUS=kafka needs KAFKA_BOOTSTRAP")
+        if self.bus == "local" and self.bus_url is None:
+            raise ValueError("BUS=local needs BUS_URL")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the names are pydantic-settings' own
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment; no `.env` that happens to lie about."""
+        return init_settings, _Environment(settings_cls)
+
+
+class Setting(NamedTuple):
+    """One setting as the README's table shows it. `default` is as it would be written, None where one is needed."""
+
+    variable: str
+    default: str | None
+    description: str
+
+
+def load(settings: type[S], **given: Any) -> S:
+    """The settings from the environment; `given` (by field name) goes before it. Raises WrongSetting."""
+    try:
+        return settings(**given)
+    except ValidationError as error:
+        known = _variables(settings)
+        wrong = [_said(settings, known, one["loc"], one["type"], one["msg"]) for one in error.errors()]
+    raise WrongSetting("; ".join(wrong))
+
+
+def table(*services: type[Settings]) -> list[Setting]:
+    """All settings: the common ones without a prefix, then what a service has of its own or with another default."""
+    rows = [_setting(name.upper(), field) for name, field in Settings.model_fields.items()]
+    for service in services:
+        for name, field in service.model_fields.items():
+            if name not in Settings.model_fields or field.default != Settings.model_fields[name].default:
+                rows.append(_setting(_prefix(service) + name.upper(), field))
+    return rows
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """The environment's values by field name, and by their own name the variables that are no settings."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        for variable in _names(self.settings_cls, field_name):
+            if value := os.environ.get(variable):
+                return value, field_name, False
+            if _is_secret(field) and (path := os.environ.get(f"{variable}_FILE")):
+                return _content(Path(path)), field_name, False
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for name, field in self.settings_cls.model_fields.items():
+            value, _, _ = self.get_field_value(field, name)
+            if value is not None:
+                found[name] = value
+        prefix, known = _prefix(self.settings_cls), _variables(self.settings_cls)
+        unknown = {name: "" for name in os.environ if prefix and name.startswith(prefix) and name not in known}
+        return found | unknown
+
+
+def _names(settings: type[BaseSettings], field: str) -> Iterator[str]:
+    """Where a field is looked for, in that order."""
+    if prefix := _prefix(settings):
+        yield prefix + field.upper()
+    if field in Settings.model_fields:
+        yield field.upper()
+
+
+def _variables(settings: type[BaseSettings]) -> frozenset[str]:
+    """All variables that mean something to this class."""
+    names = {(name, field) for name, field in settings.model_fields.items()}
+    plain = {variable for name, _ in names for variable in _names(settings, name)}
+    files = {f"{variable}_FILE" for name, field in names if _is_secret(field) for variable in _names(settings, name)}
+    return frozenset(plain | files)
+
+
+def _said(settings: type[Settings], known: frozenset[str], loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One error in words. Pydantic's own message holds no value (`hide_input_in_errors`)."""
+    name = str(loc[0]) if loc else ""
+    if kind == "extra_forbidden":
+        prefix = _prefix(settings)  # compared without it: it would make everything alike
+        rests = {one.removeprefix(prefix): one for one in sorted(known)}
+        near = [rests[rest] for rest in get_close_matches(name.removeprefix(prefix), rests, n=3)]
+        return f"{name} is no setting" + (f" (near it: {', '.join(near)})" if near else "")
+    text = message.removeprefix("Value error, ")
+    if not name:
+        return text
+    variable = " or ".join(_names(settings, name)) if name in settings.model_fields else name
+    return f"{variable} is not set" if kind == "missing" else f"{variable}: {text[:1].lower()}{text[1:]}"
+
+
+def _setting(variable: str, field: FieldInfo) -> Setting:
+    default = None if field.is_required() else "" if field.default is None else str(field.default)
+    return Setting(variable, default, field.description or "")
+
+
+def _prefix(settings: type[BaseSettings]) -> str:
+    return settings.model_config.get("env_prefix", "")
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return field.annotation in (SecretStr, SecretStr | None)
+
+
+def _content(path: Path) -> str:
+    """A secret file's text, without the line end that editors add. Raises WrongSetting for none, or an empty one."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongSetting(f"the secret file {path} cannot be read: {type(error).__name__}") from None
+    if not text:
+        raise WrongSetting(f"the secret file {path} is empty")
+    return text

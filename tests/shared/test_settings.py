@@ -1,0 +1,159 @@
+"""Settings: found by prefix, wrong ones told in one line, no value told at all."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import Setting, Settings, WrongSetting, load, table
+
+DATABASE = "postgresql+asyncpg://schedule:Kanarienvogel@127.0.0.1/schedule"
+TOKEN = "attache_Kanarienvogel-0123456789"
+BUS = "postgresql+asyncpg://bus:Kanarienvogel@127.0.0.1/bus"
+
+
+class ScheduleSettings(Settings):
+    """As a service declares it."""
+
+    model_config = SettingsConfigDict(env_prefix="SCHEDULE_")
+
+    port: int = Field(8081, ge=0, le=65535, description="The port to listen on.")
+    slot_minutes: int = Field(15, description="The grain of meetings.")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for prefix in ("", "SCHEDULE_"):
+        for name in ScheduleSettings.model_fields:
+            monkeypatch.delenv(prefix + name.upper(), raising=False)
+    monkeypatch.setenv("SCHEDULE_DATABASE_URL", DATABASE)
+    monkeypatch.setenv("BUS_URL", BUS)
+    monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
+
+
+def test_settings_have_defaults_and_take_the_environment() -> None:
+    assert load(ScheduleSettings).model_dump() == {
+        "database_url": SecretStr(DATABASE),
+        "bus": "local",
+        "service_token": SecretStr(TOKEN),
+        "bus_url": SecretStr(BUS),
+        "kafka_bootstrap": None,
+        "tokens_file": Path("tokens"),
+        "public_url": "http://127.0.0.1:8080",
+        "host": "127.0.0.1",
+        "port": 8081,
+        "schedule_url": "http://127.0.0.1:8081",
+        "participants_url": "http://127.0.0.1:8082",
+        "notifications_url": "http://127.0.0.1:8083",
+        "log_format": "auto",
+        "log_level": "info",
+        "slot_minutes": 15,
+    }
+
+
+def test_setting_with_the_prefix_goes_before_the_common_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("TOKENS_FILE", "/etc/attache/tokens")
+    assert load(ScheduleSettings).port == 9000
+    monkeypatch.setenv("SCHEDULE_PORT", "9001")
+    settings = load(ScheduleSettings)
+    assert (settings.port, settings.tokens_file) == (9001, Path("/etc/attache/tokens"))
+
+
+def test_setting_of_one_service_is_not_found_without_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOT_MINUTES", "5")
+    assert load(ScheduleSettings).slot_minutes == 15
+    monkeypatch.setenv("SCHEDULE_SLOT_MINUTES", "10")
+    assert load(ScheduleSettings).slot_minutes == 10
+
+
+def test_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULE_PORT", "")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP", "")
+    settings = load(ScheduleSettings)
+    assert (settings.port, settings.kafka_bootstrap) == (8081, None)
+
+
+def test_address_of_a_service_is_no_unknown_setting_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULE_URL", "http://schedule:8081/")
+    assert load(ScheduleSettings).schedule_url == "http://schedule:8081"
+
+
+def test_argument_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULE_PORT", "9001")
+    assert load(ScheduleSettings, port=9002).port == 9002
+
+
+def test_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "database_url"
+    secret.write_text(DATABASE + "\n")
+    monkeypatch.delenv("SCHEDULE_DATABASE_URL")
+    monkeypatch.setenv("SCHEDULE_DATABASE_URL_FILE", str(secret))
+    assert load(ScheduleSettings).database_url.get_secret_value() == DATABASE
+    secret.write_text("\n")
+    with pytest.raises(WrongSetting, match=r"the secret file .*database_url is empty"):
+        load(ScheduleSettings)
+    secret.unlink()
+    with pytest.raises(WrongSetting, match=r"the secret file .*database_url cannot be read: FileNotFoundError"):
+        load(ScheduleSettings)
+
+
+def test_misspelt_setting_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULE_PRT", "9001")
+    monkeypatch.setenv("SCHEDULE_XYZZY", "1")
+    with pytest.raises(WrongSetting) as caught:
+        load(ScheduleSettings)
+    assert sorted(str(caught.value).split("; ")) == [
+        "SCHEDULE_PRT is no setting (near it: SCHEDULE_PORT)",
+        "SCHEDULE_XYZZY is no setting",
+    ]
+
+
+def test_wrong_settings_are_told_in_one_line_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SCHEDULE_DATABASE_URL")
+    monkeypatch.setenv("SCHEDULE_PORT", "Kanarienvogel")
+    monkeypatch.setenv("PUBLIC_URL", "Kanarienvogel")
+    monkeypatch.setenv("LOG_LEVEL", "Kanarienvogel")
+    with pytest.raises(WrongSetting) as caught:
+        load(ScheduleSettings)
+    said = str(caught.value)
+    assert "SCHEDULE_DATABASE_URL or DATABASE_URL is not set" in said
+    assert "SCHEDULE_PORT or PORT: input should be a valid integer" in said
+    assert "SCHEDULE_PUBLIC_URL or PUBLIC_URL: " in said
+    assert "SCHEDULE_LOG_LEVEL or LOG_LEVEL: input should be 'debug', 'info', 'warning' or 'error'" in said
+    assert "\n" not in said
+    assert "Kanarienvogel" not in said
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_bus_needs_its_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUS", "kafka")
+    with pytest.raises(WrongSetting, match=r"^BUS=kafka needs KAFKA_BOOTSTRAP$"):
+        load(ScheduleSettings)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP", "127.0.0.1:9092")
+    assert load(ScheduleSettings).kafka_bootstrap == "127.0.0.1:9092"
+    monkeypatch.setenv("BUS", "local")
+    monkeypatch.delenv("BUS_URL")
+    with pytest.raises(WrongSetting, match=r"^BUS=local needs BUS_URL$"):
+        load(ScheduleSettings)
+
+
+def test_settings_do_not_change_and_do_not_show_secrets() -> None:
+    settings = load(ScheduleSettings)
+    assert "Kanarienvogel" not in repr(settings) + str(settings)
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]  # that is what is tried
+
+
+def test_table_tells_the_common_settings_once_and_a_service_s_own() -> None:
+    rows = table(ScheduleSettings)
+    assert rows[0] == Setting("DATABASE_URL", None, Settings.model_fields["database_url"].description or "")
+    assert rows[len(Settings.model_fields) :] == [
+        Setting("SCHEDULE_PORT", "8081", "The port to listen on."),
+        Setting("SCHEDULE_SLOT_MINUTES", "15", "The grain of meetings."),
+    ]
+
+
+def test_every_setting_is_described() -> None:
+    assert [row.variable for row in table() if not row.description] == []
