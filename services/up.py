@@ -20,11 +20,10 @@ from typing import Any
 import httpx
 import uvicorn
 
-from services.demo import TRIP_FILE
+from services.demo.trip_file import DEMO, Step, read_trip_file
 from services.demo.load_file import Loaded, LoadFile
 from services.demo.player import api_client, play
 from services.demo.progress import Progress
-from services.demo.trip_file import Step, read_trip_file
 from services.embedded import CannotStart, EmbeddedPostgres
 from services.front import Front
 from services.notifications.main import create_app as notifications_app
@@ -124,7 +123,7 @@ async def _until_stopped(server: uvicorn.Server, listening: socket.socket, prese
 
 async def _present(wanted: Wanted, front: Front, base: str, token: str, run_file: Path) -> None:
     """Load the demo trip, wait until every feed is up to date, and say where everything is."""
-    trip_file = read_trip_file(TRIP_FILE)
+    trip_file = read_trip_file(DEMO)
     progress = Progress(sys.stderr, lines=wanted.play)
     kept = LoadFile(wanted.data / "secrets" / "demo.json")
 

@@ -22,6 +22,8 @@ def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
         pool_timeout=5,
         # one short round trip before a connection is reused after a restart of the database is cheaper than a 503
         pool_pre_ping=False,
+        # JSON comes as text, from Core as from the driver: most of it is passed on as it is, and events have a codec
+        json_deserializer=str,
         connect_args={
             "timeout": 5,
             "server_settings": {

@@ -4,6 +4,7 @@ A row holds the thing as it is shown (`thing`), its id and revision, and the col
 every row is the fold of one stream, `rebuild` can make them all anew and `drift` can tell what differs from the log.
 """
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -78,7 +79,7 @@ class ReadModels:
         """Names every row that is not what its stream folds to: one line each."""
         for model in self.by_kind.values():
             rows = await connection.execute(select(model.table))
-            held = {row["id"]: dict(row) for row in rows.mappings()}
+            held = {row["id"]: {**row, "thing": json.loads(row["thing"])} for row in rows.mappings()}
             async for state in self._states(connection, model.kind):
                 row = held.pop(state.id, None)
                 if row is None:

@@ -11,10 +11,11 @@ A load's id is in all of its idempotency keys: two loads of one file are two tri
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,12 @@ class Loaded:
     def as_json(self) -> dict[str, Any]:
         """`{"trip": id, "feeds": [...]}`."""
         return {"trip": self.trip, "feeds": [asdict(feed) for feed in self.feeds]}
+
+    def under(self, base: str) -> "Loaded":
+        """The same where the services are reached at another base address than when the trip was loaded."""
+        root = urlsplit(base)
+        urls = [urlsplit(feed.url)._replace(scheme=root.scheme, netloc=root.netloc).geturl() for feed in self.feeds]
+        return replace(self, feeds=tuple(replace(f, url=url) for f, url in zip(self.feeds, urls, strict=True)))
 
 
 class LoadFileWrong(Exception):

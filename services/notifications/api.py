@@ -124,7 +124,7 @@ async def show_feed_link(link: UUID, _: Reader, desk: At) -> Response:
     if row.at is not None:
         last = shapes.Fetch(at=row.at, client=row.client, version=row.version, count=row[5]).model_dump(mode="json")
     # the tag counts changes of the link, which a fetch is not: so the answer is whole each time
-    return answer({**row.thing, "fetched": last}, etag=row.revision)
+    return answer({**json.loads(row.thing), "fetched": last}, etag=row.revision)
 
 
 async def _execute(

@@ -22,8 +22,10 @@ from shared.shapes import Body
 SCHEDULE: dict[str, ModuleType] = {"trip": trip, "stop": stop, "movement": movement, "meeting": meeting}
 SHAPES: dict[str, type[Body]] = {
     **{name: each for shapes in (schedule_shapes, roster_shapes, link_shapes) for name, each in vars(shapes).items()},
-    **{"ReportWheelsUp": schedule_shapes.Wheels, "ReportWheelsDown": schedule_shapes.Wheels},
-    **{"DropMovement": schedule_shapes.Drop, "WithdrawMember": roster_shapes.Withdraw},
+    "ReportWheelsUp": schedule_shapes.Wheels,
+    "ReportWheelsDown": schedule_shapes.Wheels,
+    "DropMovement": schedule_shapes.Drop,
+    "WithdrawMember": roster_shapes.Withdraw,
 }
 PATCHES = ("Change", "Reschedule", "Move", "Revise")
 FOLDS = ("fold", "arrives_fold", "departs_fold")

@@ -213,6 +213,17 @@ async def test_loaded_trip_is_told_to_scripts(trip_file: TripFile, kept: LoadFil
     }
 
 
+def test_addresses_follow_the_services_to_another_port() -> None:
+    loaded = Loaded(
+        trip="trip-1", feeds=feeds(ours="http://127.0.0.1:8080/feeds/a.ics", theirs="http://[::1]/feeds/b.ics")
+    )
+
+    assert loaded.under("http://127.0.0.1:8090") == Loaded(
+        trip="trip-1",
+        feeds=feeds(ours="http://127.0.0.1:8090/feeds/a.ics", theirs="http://127.0.0.1:8090/feeds/b.ics"),
+    )
+
+
 @pytest.mark.parametrize("at", range(1, len(ORDER) + 1))
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_load_that_breaks_anywhere_goes_on_and_loses_and_repeats_nothing(
