@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.demo.load_file import LoadFileWrong
 from services.demo.player import LoadStopped
-from services.demo.trip_file import TripFileWrong
+from services.demo.trip_fields import TripFileWrong
 from services.embedded import CannotStart
 from shared.settings import WrongSetting
 from shared.tokens import SCOPES, WrongToken, add_token

@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 import uvicorn
 
-from services.demo.trip_file import DEMO, Step, read_trip_file
 from services.demo.load_file import Loaded, LoadFile
 from services.demo.player import api_client, play
 from services.demo.progress import Progress
+from services.demo.trip_file import DEMO, Step, read_trip_file
 from services.embedded import CannotStart, EmbeddedPostgres
 from services.front import Front
 from services.notifications.main import create_app as notifications_app
@@ -231,7 +231,9 @@ def _check_kafka() -> None:
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
     except (OSError, ValueError) as error:
-        raise CannotStart(f"no Kafka answers at {_kafka_bootstrap()}: start one in another terminal: make kafka") from error
+        raise CannotStart(
+            f"no Kafka answers at {_kafka_bootstrap()}: start one in another terminal: make kafka"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -245,5 +245,5 @@ def _metadata(call: Call) -> Mapping[str, Any]:
         "actor": call.actor,
         "occurred_at": call.now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "correlation_id": call.correlation_id,
-        "traceparent": call.traceparent,
+        "traceparent": call.traceparent or None,
     }

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from sqlalchemy import text
@@ -27,6 +26,9 @@ BACKOFF_SECONDS = 0.5
 BEHIND_RECORDS = 200
 """From so many unread records on a partition counts as behind: nothing is rendered until it has caught up."""
 WATCHDOG_SECONDS = 30.0
+
+OFFSETS_SECONDS = 2.0
+_UNKNOWN_END = 2**62
 
 GAP = "gap"
 """What a key waits for when a number is missing; any other value is the slug of the failure that parked it."""
@@ -85,6 +87,7 @@ class Consumer:
         self._offsets: dict[Partition, int] = {}
         self._targets: dict[Partition, int] = {}
         self._busy = asyncio.Lock()
+        self._compared_at = time.monotonic()
 
     async def run(self) -> None:
         """Consume for ever; whatever fails is begun anew after a pause."""
@@ -217,7 +220,8 @@ class Consumer:
                 "before": before,
                 "topic": partition.topic,
                 "number": partition.number,
-                "target": max(self._targets[partition], 0),
+                # until the end is known, a partition that is behind stays so
+                "target": self._targets[partition] if self._targets[partition] >= 0 else _UNKNOWN_END,
             },
         )
         if moved.rowcount != 1:
@@ -282,6 +286,8 @@ class Consumer:
         """Learn the ends of newly assigned partitions, and notice when nothing moves though it should."""
         if any(target < 0 for target in self._targets.values()):
             await self._set_targets(await subscription.ends())
+        if time.monotonic() - self._compared_at >= OFFSETS_SECONDS:
+            await self._compare_offsets()
         if not idle or time.monotonic() - self.state.progressed_at < WATCHDOG_SECONDS:
             return
         ends = await subscription.ends()
@@ -289,6 +295,15 @@ class Consumer:
         if stuck:
             raise Stalled(f"{len(stuck)} partitions stand still")
         self.state.progressed_at = time.monotonic()
+
+    async def _compare_offsets(self) -> None:
+        """Somebody may have set the offsets back (a rebuild), with nothing new on the bus that would show it."""
+        self._compared_at = time.monotonic()
+        async with self.engine.connect() as connection:
+            rows = await connection.execute(text("SELECT topic, number, next_offset FROM consumer_offsets"))
+        for topic, number, next_offset in rows:
+            if self._offsets.get(Partition(topic, number), next_offset) != next_offset:
+                raise Fenced(f"{topic}/{number} was set to {next_offset}")
 
     async def _set_targets(self, ends: Mapping[Partition, int]) -> None:
         for partition, end in ends.items():
@@ -349,4 +364,3 @@ class Marks:
             "UPDATE consumer_marks SET sequence = $3, waits_for = $4 WHERE topic = $1 AND key = $2",
             [(self._topic, key, sequence, waits) for key, (sequence, waits) in self._marks.items()],
         )
-

@@ -55,7 +55,9 @@ Tz = Annotated[str, Field(description="release of the IANA database that derived
 class Value(BaseModel):
     """A part of a body."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True, from_attributes=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True, from_attributes=True
+    )
 
 
 class Place(Value):

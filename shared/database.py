@@ -52,7 +52,9 @@ def is_away(error: BaseException) -> bool:
             cause: Any = error.orig
             # SQLAlchemy wraps the driver's error once or twice
             inner = getattr(cause, "driver_exception", None) or getattr(cause, "__cause__", None)
-            return error.connection_invalidated or isinstance(error, exc.OperationalError) or _driver_away(inner or cause)
+            return (
+                error.connection_invalidated or isinstance(error, exc.OperationalError) or _driver_away(inner or cause)
+            )
         case exc.TimeoutError():
             return True
         case _:

@@ -127,8 +127,10 @@ class Healer:
                     applied += 1
             await marks.advance(key, mark)
             await connection.execute(
-                text("DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap "
-                     "AND sequence <= :mark"),
+                text(
+                    "DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap "
+                    "AND sequence <= :mark"
+                ),
                 {"topic": topic, "key": key, "gap": GAP, "mark": mark},
             )
             left = await connection.scalar(
@@ -165,8 +167,10 @@ class Healer:
                 {"topic": topic, "key": key, "waits": KEY_WAITS, "gap": GAP},
             )
             await connection.execute(
-                text("INSERT INTO parked_messages (topic, key, sequence, message_id, headers, slug, error, attempts) "
-                     "VALUES (:topic, :key, :sequence, :id, '[]', 'not-applied', :error, 1)"),
+                text(
+                    "INSERT INTO parked_messages (topic, key, sequence, message_id, headers, slug, error, attempts) "
+                    "VALUES (:topic, :key, :sequence, :id, '[]', 'not-applied', :error, 1)"
+                ),
                 values,
             )
         log.warning("message.parked", group=self._consumer.group, topic=topic, id=message.id, slug="not-applied")

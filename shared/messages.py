@@ -7,7 +7,7 @@ JSON object). Both are pure functions of the stored event, so a republication gi
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from shared.bus import Delivery, Record
@@ -134,4 +134,4 @@ def read_structured(document: Mapping[str, Any]) -> Message:
 
 
 def _rfc3339(instant: datetime) -> str:
-    return instant.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

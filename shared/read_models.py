@@ -11,7 +11,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, delete, select
+from sqlalchemy import Table, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -66,7 +66,12 @@ class ReadModels:
         return list(await connection.scalars(query.order_by(table.c.id)))
 
     async def rebuild(self, connection: AsyncConnection) -> int:
-        """Make every row anew from the log, in the caller's transaction; returns how many there are."""
+        """Make every row anew from the log, in the caller's transaction; returns how many there are.
+
+        Commands wait meanwhile: each writes its rows before its events, so the tables' locks keep the two in step.
+        """
+        tables = ", ".join(model.table.name for model in self.by_kind.values())
+        await connection.execute(text(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
         for model in self.by_kind.values():
             await connection.execute(delete(model.table))
         count = 0

@@ -54,7 +54,9 @@ class RelayState:
 class Relay:
     """One service's relay. `run` goes on until it is cancelled; `wake` is called after each commit."""
 
-    def __init__(self, *, service: str, engine: AsyncEngine, store: EventStore, bus: Bus, to_records: ToRecords) -> None:
+    def __init__(
+        self, *, service: str, engine: AsyncEngine, store: EventStore, bus: Bus, to_records: ToRecords
+    ) -> None:
         self.state = RelayState()
         self._service = service
         self._engine = engine

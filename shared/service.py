@@ -116,7 +116,9 @@ class Service:
                 row = (await connection.execute(text(_BEHIND))).one()
             report |= {"schema": current, "unpublished": row[0], "parked": row[1], "catching_up": row[2]}
             report["waiting"] = await self.waiting() if self.waiting is not None else 0
-            report["ready"] = current == head and bool(self.consumer.state.assigned or self.consumer.state.restarts == 0)
+            report["ready"] = current == head and bool(
+                self.consumer.state.assigned or self.consumer.state.restarts == 0
+            )
         except Exception as error:
             report["store"] = type(error).__name__
             return report
@@ -176,7 +178,9 @@ class Service:
             "consumer_assigned_partitions": len(self.consumer.state.assigned),
             "healer_healed_total": self.healer.healed,
         }.items():
-            Gauge(f"attache_{name}", name.replace("_", " "), ["service"], registry=registry).labels(self.name).set(value)
+            Gauge(f"attache_{name}", name.replace("_", " "), ["service"], registry=registry).labels(self.name).set(
+                value
+            )
         return registry
 
 
@@ -201,7 +205,7 @@ def make_service(
     client: httpx.AsyncClient,
     migrations: str,
     applied: Callable[[], None] = lambda: None,
-    committed: Callable[[], object] = lambda: None,
+    committed: Sequence[Callable[[], None]] = (),
 ) -> Service:
     """Wire one service's plumbing. `apply` holds, by the producing service, what each type of its messages does."""
 
@@ -210,8 +214,8 @@ def make_service(
         return [record(event, body_of(event, openly), name, openly=openly, epoch=epoch) for openly in topics]
 
     def after_commit() -> None:
-        relay.wake()
-        committed()
+        for woken in (relay.wake, *committed):
+            woken()
 
     relay = Relay(service=name, engine=engine, store=store, bus=bus, to_records=to_records)
     consumer = Consumer(
@@ -223,9 +227,7 @@ def make_service(
         applied=applied,
     )
     logs = {
-        topic_of(producer, openly=False): MessageLog(
-            client=client, service=producer, base=bases[producer], token=token
-        )
+        topic_of(producer, openly=False): MessageLog(client=client, service=producer, base=bases[producer], token=token)
         for producer in apply
     }
     return Service(

@@ -1,7 +1,7 @@
 """What the bodies and things of every service's API are made of: pydantic bases and the few types they share."""
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -26,7 +26,7 @@ def _instant_text(value: object) -> object:
 
 
 def _utc(value: datetime) -> datetime:
-    return value.astimezone(timezone.utc)
+    return value.astimezone(UTC)
 
 
 def _duration_text(value: object) -> object:

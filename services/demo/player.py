@@ -7,9 +7,10 @@ to be kept (`load_file`), and nothing is lost or done twice.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 import httpx
@@ -91,17 +92,20 @@ async def play(
     if kept.loaded is not None and await player.holds(kept.loaded.trip):
         return kept.loaded
     player.take_up(datetime.now(UTC))
-    for done, step in enumerate(trip_file.steps):
-        if step.when is not None:
-            if done == len(trip_file.plan) and planned is not None:
-                planned(await player.outcome())
-            if pace and done >= kept.reached:
-                await sleep(pace)
-        await player.do(step)
-        if pace and step.when is not None and done >= kept.reached:
-            kept.reach(done + 1)
-        if watch is not None:
-            watch(done + 1, len(trip_file.steps), step)
+    done = 0
+    for steps in _together(trip_file.steps):
+        fresh = done >= kept.reached
+        if done == len(trip_file.plan) and planned is not None:
+            planned(await player.outcome())
+        if pace and fresh and steps[0].when is not None:
+            await sleep(pace)
+        await player.do(steps)
+        for step in steps:
+            done += 1
+            if watch is not None:
+                watch(done, len(trip_file.steps), step)
+        if pace and fresh and steps[0].when is not None:
+            kept.reach(done)
     loaded = await player.outcome()
     kept.finish(loaded)
     return loaded
@@ -134,8 +138,14 @@ class _Player:
             return
         kept.begin(of=self._file.id, now=now)
 
-    async def do(self, step: Step) -> None:
-        """Posts one step and keeps what came of it."""
+    async def do(self, steps: Sequence[Step]) -> None:
+        """Posts steps at the same time and keeps what came of them; each is seen through, also if another fails."""
+        ends = await asyncio.gather(*map(self._do, steps), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+
+    async def _do(self, step: Step) -> None:
         form = FORMS[step.command]
         path = form.path.format(self._things[step.target]["id"]) if step.target else form.path
         thing = await self._post(path, self._place(step), self._json(step.body), step.key)
@@ -148,7 +158,8 @@ class _Player:
 
     async def outcome(self) -> Loaded:
         """The trip and its live links; an address that got lost in a break is replaced by a new one."""
-        feeds = [await self._feed(link, step) for link, step in self._links.items()]
+        made = [step.makes for step in self._file.steps if step.makes is not None]
+        feeds = [await self._feed(link, self._links[link]) for link in made if link in self._links]
         trip = self._file.steps[0].makes
         return Loaded(trip=self._things[trip]["id"] if trip else "", feeds=tuple(feeds))
 
@@ -223,6 +234,16 @@ class _Player:
                 raise NobodyAnswers(f"{place}: no answer to go on with for {limit:g} s: {said}")
             await asyncio.sleep(wait)
             pause = min(2 * pause, 2.0)
+
+
+def _together(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """One by one, but for the feed links of the plan, which do not need each other.
+
+    A link is answered when its feed is there, which can take a second, whether for one or for all.
+    """
+    for at_once, group in groupby(steps, key=lambda step: step.command == "IssueFeedLink" and step.when is None):
+        run = list(group)
+        yield from [run] if at_once else ([step] for step in run)
 
 
 def _refused(place: str, answer: httpx.Response) -> StepRefused:

@@ -41,9 +41,7 @@ for_links: dict[str, Any] = {
     summary="IssueFeedLink",
     **for_links,
 )
-async def issue_feed_link(
-    trip: UUID, body: shapes.IssueFeedLink, call: Issuer, desk: At, request: Request
-) -> Response:
+async def issue_feed_link(trip: UUID, body: shapes.IssueFeedLink, call: Issuer, desk: At, request: Request) -> Response:
     """The answer's `url` is the feed's address, given this once; the feed is there when the answer is."""
     _check_level(call, body.level)
 
@@ -66,9 +64,7 @@ async def issue_feed_link(
     return await _execute(request, call, desk, trip, command, secret=secret, known=known)
 
 
-@router.post(
-    "/feed-links/{link}/rotate", response_model=shapes.IssuedFeedLink, summary="RotateFeedLink", **for_links
-)
+@router.post("/feed-links/{link}/rotate", response_model=shapes.IssuedFeedLink, summary="RotateFeedLink", **for_links)
 async def rotate_feed_link(
     link: UUID, call: Issuer, desk: At, request: Request, body: shapes.RotateFeedLink = shapes.RotateFeedLink()
 ) -> Response:
@@ -79,9 +75,7 @@ async def rotate_feed_link(
 
 
 @router.post("/feed-links/{link}/revoke", response_model=shapes.FeedLink, summary="RevokeFeedLink", **for_links)
-async def revoke_feed_link(
-    link: UUID, call: Issuer, desk: At, request: Request, body: Reason = Reason()
-) -> Response:
+async def revoke_feed_link(link: UUID, call: Issuer, desk: At, request: Request, body: Reason = Reason()) -> Response:
     """The feed is an empty calendar from now on, so that clients clear what they hold."""
     command = RevokeFeedLink(feed_link=link, reason=body.reason, at=call.now)
     return await _execute(request, call, desk, await _trip_of(desk, link), command)

@@ -229,7 +229,9 @@ async def _send_empty(scope: Scope, send: Send, body: bytes, ended: datetime, *,
         await _send(send, 200, [*served.validators, *_FIXED], body, head=head)
 
 
-async def _send(send: Send, status: Literal[200, 304, 404, 405, 410], headers: Headers, body: bytes, *, head: bool) -> None:
+async def _send(
+    send: Send, status: Literal[200, 304, 404, 405, 410], headers: Headers, body: bytes, *, head: bool
+) -> None:
     if status != 304:
         headers = [*headers, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -101,6 +101,6 @@ def _service(
         client=httpx.AsyncClient(),
         migrations=MIGRATIONS,
         applied=renderer.wake,
-        committed=lambda: (shelf.wake(), renderer.wake()),
+        committed=[shelf.wake, renderer.wake],
     )
     return service

@@ -1,14 +1,14 @@
 """The read models of feed links, and what their rules ask of the picture."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -98,9 +98,7 @@ async def known_delegation(connection: AsyncConnection, trip: UUID, delegation: 
         return None
     ends_at = trip_end(json.loads(found["trip"]["document"]), await _last_end(driver, trip))
     kind = json.loads(found["delegation"]["document"])["kind"]
-    return Known(
-        trip=found["delegation"]["trip"], audience=Audience(delegation_kind=kind, trip_ends_at=ends_at)
-    )
+    return Known(trip=found["delegation"]["trip"], audience=Audience(delegation_kind=kind, trip_ends_at=ends_at))
 
 
 def trip_end(trip: Mapping[str, Any], last_item: datetime | None) -> datetime:
@@ -120,3 +118,40 @@ async def _last_end(driver: Any, trip: UUID) -> datetime | None:
         f"SELECT max(greatest({fields})) FROM things WHERE trip = $1 AND kind IN ('stop', 'movement', 'meeting')", trip
     )
     return None if latest is None else datetime.fromisoformat(latest)
+
+
+async def rebuild(connection: AsyncConnection) -> int:
+    """Forget the picture and hear everything anew; feeds serve their last bodies until it is whole again.
+
+    Links, revisions and bodies are this service's own facts and stay. Returns how many links were folded anew.
+    """
+    await connection.execute(text("LOCK TABLE feed_links, things, consumer_marks, consumer_offsets IN EXCLUSIVE MODE"))
+    await connection.execute(text("DELETE FROM things"))
+    await connection.execute(text("DELETE FROM consumer_marks"))
+    await connection.execute(text("DELETE FROM parked_messages"))
+    await connection.execute(text("UPDATE consumer_offsets SET behind = true, next_offset = 0 WHERE next_offset > 0"))
+    await connection.execute(text("INSERT INTO marks (trip) SELECT DISTINCT trip FROM audiences"))
+    links = [state async for state in _links(connection)]
+    await project(connection, [Changed(kind=FEED_LINK.name, state=link) for link in links])
+    return len(links)
+
+
+async def drift(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Names every feed link's row that is not what its stream folds to."""
+    rows = (await connection.execute(select(tables.feed_links))).mappings()
+    held = {row["id"]: (row["revision"], LINK.validate_json(row["secrets"])) for row in rows}
+    async for link in _links(connection):
+        if held.pop(link.id, None) != (link.revision, link):
+            yield f"feed_link {link.id}: the read model is not what the log folds to"
+    for lost in held:
+        yield f"feed_link {lost}: the read model has it, the log has not"
+
+
+async def _links(connection: AsyncConnection) -> AsyncIterator[FeedLink]:
+    streams = await connection.scalars(text("SELECT DISTINCT stream FROM events ORDER BY stream"))
+    for stream in streams.all():
+        state: FeedLink | None = None
+        for event in await STORE.load(connection, stream):
+            state = FEED_LINK.evolve(state, event)
+        if state is not None:
+            yield state

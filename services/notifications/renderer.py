@@ -181,7 +181,9 @@ class Renderer:
     async def _audiences(self, connection: AsyncConnection, trip: UUID, now: datetime) -> int:
         """Render every audience of the trip from one reading of the picture; returns how many bodies are new."""
         driver = await driver_of(connection)
-        audiences = await driver.fetch("SELECT id, delegation, level, alarm_seconds FROM audiences WHERE trip = $1", trip)
+        audiences = await driver.fetch(
+            "SELECT id, delegation, level, alarm_seconds FROM audiences WHERE trip = $1", trip
+        )
         if not audiences:
             return 0
         rows = await driver.fetch("SELECT kind, id, sequence, document FROM things WHERE trip = $1", trip)

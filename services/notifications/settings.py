@@ -13,7 +13,7 @@ class NotificationsSettings(Settings):
 
     port: int = Field(8083, ge=0, le=65535, description="The port on which the notifications service listens.")
     domain: str = Field(
-        "attache.invalid",
+        "attache.local",
         pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
         description="Stands behind the @ of every UID; fixed at the first start, whatever is said later.",
     )

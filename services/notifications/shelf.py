@@ -139,7 +139,9 @@ class Shelf:
         async with self._engine.connect() as connection:
             driver = await driver_of(connection)
             events = await driver.fetch(
-                "SELECT position, stream FROM events WHERE position > $1 ORDER BY position LIMIT $2", self._position, PAGE
+                "SELECT position, stream FROM events WHERE position > $1 ORDER BY position LIMIT $2",
+                self._position,
+                PAGE,
             )
             if events:
                 links = sorted({event["stream"].split("/")[1] for event in events})

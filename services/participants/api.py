@@ -16,9 +16,6 @@ from shared.openapi import COMMAND, problems
 from shared.routes import At, Planner, response
 from shared.shapes import Reason
 
-
-
-
 router = APIRouter(prefix="/participants")
 for_delegations: dict[str, Any] = {
     "tags": ["delegations"],
@@ -109,9 +106,7 @@ async def change_member(member: UUID, body: shapes.ChangeMember, call: Planner, 
 
 
 @router.post("/members/{member}/withdraw", response_model=shapes.Member, summary="WithdrawMember", **for_members)
-async def withdraw_member(
-    member: UUID, call: Planner, desk: At, body: shapes.Withdraw = shapes.Withdraw()
-) -> Response:
+async def withdraw_member(member: UUID, call: Planner, desk: At, body: shapes.Withdraw = shapes.Withdraw()) -> Response:
     """Out of every roster. A withdrawn member stays in the log."""
     command = members.WithdrawMember(member=member, reason=body.reason)
     return await _on_member(call, desk, await _trip_of(desk, MEMBER.name, member), command)
@@ -171,4 +166,3 @@ async def _on_member(call: Call, desk: Desk, trip: UUID, command: members.Comman
 async def _trip_of(desk: Desk, kind: str, thing: UUID) -> UUID:
     async with desk.engine.connect() as connection:
         return await MODELS.trip_of(connection, kind, thing)
-

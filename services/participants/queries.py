@@ -17,14 +17,10 @@ router = APIRouter(prefix="/participants", responses=problems(*QUERY))
 async def list_delegations(trip: UUID, _: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """Dissolved ones included; none for a trip that is not known here."""
     table = tables.delegations
-    return await list_things(
-        desk.engine, table, table.c.name, where=table.c.trip == trip, cursor=cursor, limit=limit
-    )
+    return await list_things(desk.engine, table, table.c.name, where=table.c.trip == trip, cursor=cursor, limit=limit)
 
 
-@router.get(
-    "/delegations/{delegation}", tags=["delegations"], response_model=shapes.Delegation, summary="A delegation"
-)
+@router.get("/delegations/{delegation}", tags=["delegations"], response_model=shapes.Delegation, summary="A delegation")
 async def show_delegation(delegation: UUID, call: Reader, desk: At) -> Response:
     """With its tag."""
     return await show_thing(desk.engine, call, tables.delegations, "delegation", delegation)

@@ -30,7 +30,6 @@ TIMES = ("zone-unknown", "zone-abbreviated", "wall-time-skipped", "wall-time-rep
 NO_FIELDS = Nothing()
 
 
-
 Empty = Annotated[Nothing, Body()]
 
 router = APIRouter(prefix="/schedule")
@@ -187,9 +186,7 @@ async def cancel_meeting(meeting: UUID, call: Planner, desk: At, body: Reason = 
     return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
 
 
-@router.post(
-    "/meetings/{meeting}/reinstate", response_model=shapes.Meeting, summary="ReinstateMeeting", **for_meetings
-)
+@router.post("/meetings/{meeting}/reinstate", response_model=shapes.Meeting, summary="ReinstateMeeting", **for_meetings)
 async def reinstate_meeting(meeting: UUID, call: Planner, desk: At, _: Empty = NO_FIELDS) -> Response:
     """A cancelled meeting takes place after all."""
     command = meetings.ReinstateMeeting(meeting=meeting)
@@ -243,9 +240,7 @@ async def _on_stop(call: Call, desk: Desk, trip: UUID, command: stops.Command, s
     return response(await desk.execute(call, trip, act), f"/schedule/stops/{command.stop}")
 
 
-async def _on_movement(
-    call: Call, desk: Desk, trip: UUID, command: movements.Command, status: int = 200
-) -> Response:
+async def _on_movement(call: Call, desk: Desk, trip: UUID, command: movements.Command, status: int = 200) -> Response:
     async def act(transaction: Transaction) -> Answer:
         facts = await trip_facts(transaction.connection, trip)
         added = isinstance(command, movements.AddMovement)
@@ -292,9 +287,7 @@ async def _known(desk: Desk, trip: UUID, delegations: list[UUID]) -> None:
         async def look(delegation: UUID = delegation) -> Any:
             columns = known_delegations.c
             async with desk.engine.connect() as connection:
-                found = await connection.execute(
-                    select(columns.trip, columns.status).where(columns.id == delegation)
-                )
+                found = await connection.execute(select(columns.trip, columns.status).where(columns.id == delegation))
                 return found.one_or_none()
 
         row = await until_known(look, f"the delegation {delegation}")
@@ -302,7 +295,6 @@ async def _known(desk: Desk, trip: UUID, delegations: list[UUID]) -> None:
             raise Invalid.field("delegation", f"{delegation} is not a delegation of this trip")
         if row.status == "dissolved":
             raise WrongState("The delegation is dissolved.", delegation=str(delegation))
-
 
 
 def _as(value: Any) -> Any:

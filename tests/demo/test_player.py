@@ -101,7 +101,8 @@ class Api:
         verb = self.done[-1]
         collections = ("trips", "stops", "movements", "meetings", "delegations", "members", "feed-links")
         if verb in collections:
-            thing = {"id": f"{verb[:-1]}-{len(self.things) + 1}", **body}
+            number = body["delegation"][-1] if verb == "feed-links" else len(self.things) + 1
+            thing = {"id": f"{verb[:-1]}-{number}", **body}
             self.things[thing["id"]] = thing
         else:
             thing = self.things[path.split("/")[-2]]
@@ -154,7 +155,7 @@ def feeds(**urls: str) -> tuple[FeedAddress, ...]:
             delegation_id="delegation-2",
             kind="own",
             level="full",
-            link="feed-link-8",
+            link="feed-link-2",
             url=urls["ours"],
         ),
         FeedAddress(
@@ -162,7 +163,7 @@ def feeds(**urls: str) -> tuple[FeedAddress, ...]:
             delegation_id="delegation-4",
             kind="host",
             level="delegation",
-            link="feed-link-9",
+            link="feed-link-4",
             url=urls["theirs"],
         ),
     )
@@ -208,7 +209,7 @@ async def test_loaded_trip_is_told_to_scripts(trip_file: TripFile, kept: LoadFil
         "delegation_id": "delegation-2",
         "kind": "own",
         "level": "full",
-        "link": "feed-link-8",
+        "link": "feed-link-2",
         "url": "/feeds/secret-8.ics",
     }
 
@@ -239,7 +240,9 @@ async def test_load_that_breaks_anywhere_goes_on_and_loses_and_repeats_nothing(
         loaded = await play(trip_file, client, LoadFile(tmp_path / "load.json"))
 
     assert [verb for verb in broken.done if verb != "rotate"] == ORDER
-    assert [_shown(thing) for thing in broken.things.values()] == [_shown(thing) for thing in whole.things.values()]
+    assert {name: _shown(thing) for name, thing in broken.things.items()} == {
+        name: _shown(thing) for name, thing in whole.things.items()
+    }
     assert loaded.trip == undisturbed.trip
     assert [feed.link for feed in loaded.feeds] == [feed.link for feed in undisturbed.feeds]
     assert [feed.url for feed in loaded.feeds] == [
@@ -263,7 +266,7 @@ async def test_load_that_breaks_again_while_an_address_is_replaced_ends_with_one
         api.after = no_trouble
         loaded = await play(trip_file, client, LoadFile(path))
 
-    assert loaded.feeds[0].url == f"/feeds/{api.things['feed-link-8']['secret']}.ics"
+    assert loaded.feeds[0].url == f"/feeds/{api.things['feed-link-2']['secret']}.ics"
     assert api.done.count("rotate") == 2
 
 
@@ -380,7 +383,7 @@ async def test_address_lost_in_an_answer_that_never_came_is_replaced(trip_file: 
         loaded = await play(trip_file, client, kept, patience=HASTY)
 
     assert api.done.count("rotate") == 1
-    assert loaded.feeds[0].url == f"/feeds/{api.things['feed-link-8']['secret']}.ics"
+    assert loaded.feeds[0].url == f"/feeds/{api.things['feed-link-2']['secret']}.ics"
 
 
 async def test_service_that_stays_away_stops_the_load(trip_file: TripFile, kept: LoadFile) -> None:
