@@ -1,6 +1,6 @@
 """A single-node Apache Kafka on 127.0.0.1 from Maven Central's jars, for machines without Docker (Java 17+, Maven).
 
-    python -m deploy.kafka_node --dir FOLDER --port 9092
+    python -m deploy.kafka_node [--dir FOLDER] [--port 9092]
 
 runs in the foreground until Ctrl-C or SIGTERM; the tests use the class. The data in FOLDER outlive the process.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 JARS = HERE.parent / ".cache" / "kafka-jars"
+DATA = Path(".attache") / "kafka"
 
 # The cleaner's default buffer takes 128 MB of the heap at once, and the node then dies at random starts.
 # With the default session of 9 s a killed node is back only after 11-15 s: its old registration has to lapse first.
@@ -195,12 +196,12 @@ def answers(port: int) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """The command line. 0 after Ctrl-C or SIGTERM; 1, with one line on stderr, where Kafka cannot run or ends."""
     parser = argparse.ArgumentParser(prog="python -m deploy.kafka_node", description="Apache Kafka on 127.0.0.1")
-    parser.add_argument("--dir", type=Path, required=True, help="where the data live")
-    parser.add_argument("--port", type=int, default=9092)
+    parser.add_argument("--dir", type=Path, default=DATA, help="where the data live (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=9092, help="on 127.0.0.1 (default: %(default)s)")
     parser.add_argument("--jars", type=Path, default=JARS, help="where the jars live (fetched once)")
     chosen = parser.parse_args(arguments)
     node = KafkaNode(chosen.dir, chosen.port, jars=chosen.jars)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         node.start()
         node.wait_ready()
@@ -215,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     finally:
         node.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: Any) -> None:

@@ -121,10 +121,11 @@ class KafkaProducer:
 
 
 class Quiet(logging.Filter):
-    """Lets one line of a kind through every ten seconds: without a broker aiokafka writes a hundred a second."""
+    """Lets one line of a kind through every so many seconds: without a broker aiokafka writes a hundred a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = QUIET_SECONDS) -> None:
         super().__init__()
+        self._seconds = seconds
         self._last: dict[tuple[str, str], float] = {}
         self._hidden: dict[tuple[str, str], int] = {}
 
@@ -132,7 +133,7 @@ class Quiet(logging.Filter):
         """Whether this line is written; the next that is tells how many were not."""
         kind = (record.name, str(record.msg))
         now = time.monotonic()
-        if now - self._last.get(kind, -QUIET_SECONDS) < QUIET_SECONDS:
+        if kind in self._last and now - self._last[kind] < self._seconds:
             self._hidden[kind] = self._hidden.get(kind, 0) + 1
             return False
         self._last[kind] = now

@@ -243,7 +243,7 @@ async def _remember(connection: AsyncConnection, call: Call, answer: Answer) -> 
 def _metadata(call: Call) -> Mapping[str, Any]:
     return {
         "actor": call.actor,
-        "occurred_at": call.now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "occurred_at": call.occurred_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "correlation_id": call.correlation_id,
         "traceparent": call.traceparent or None,
     }

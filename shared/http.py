@@ -9,7 +9,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
 from typing import Any, Final, cast
@@ -32,6 +32,7 @@ from shared.tokens import Caller, Scope, TokenFile
 __all__ = ["STATUS", "Call", "answer", "answer_list", "cursor_of", "install", "key_of", "needs", "problem", "reads"]
 
 BODY_LIMIT: Final = 256 * 1024
+CLOCK_ERROR: Final = timedelta(minutes=5)
 _CURSOR_LIMIT: Final = 1024
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TAG = re.compile(r'[ \t,]*(?P<weak>W/)?(?P<tag>"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|$)')  # RFC 9110, 8.8.3
@@ -42,7 +43,8 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 class Call:
     """One request, as far as a command or query needs to know it.
 
-    `actor` is the token's name. `now` is aware, UTC. `if_match` holds the tags with their quotes, or `("*",)`; None
+    `actor` is the token's name. `now` is aware, UTC; `occurred_at` is when it happened in the world, as the caller says
+    (`Occurred-At`), else `now`: schedules are mended, and trips loaded, afterwards too. `if_match` holds the tags with their quotes, or `("*",)`; None
     where the header was not sent, an empty tuple where it had weak tags only (they never match: RFC 9110, 13.1.1).
     `request_digest` is the SHA-256 over method, path and the canonical JSON of the body as it was sent.
     """
@@ -50,6 +52,7 @@ class Call:
     actor: str
     scopes: frozenset[str]
     now: datetime
+    occurred_at: datetime
     correlation_id: str
     traceparent: str
     idempotency_key: str | None
@@ -160,10 +163,12 @@ class _Needs(SecurityBase):
             detail = f"this needs a token with the scope {' or '.join(self.scopes)}"
             raise ScopeMissing(detail, needed=list(self.scopes))
         trail = trail_of(request.scope)
+        now = datetime.now(UTC)
         return Call(
             actor=caller.name,
             scopes=caller.scopes,
-            now=datetime.now(UTC),
+            now=now,
+            occurred_at=_occurred_at(request, now),
             correlation_id=trail.correlation_id,
             traceparent=trail.traceparent,
             idempotency_key=_idempotency_key(request),
@@ -207,6 +212,20 @@ def _idempotency_key(request: Request) -> str | None:
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
         raise _wrong("header", "Idempotency-Key", "should be one key of 1 to 255 visible ASCII characters")
     return keys[0]
+
+
+def _occurred_at(request: Request, now: datetime) -> datetime:
+    """Order never comes from it, so any past is taken; what has not happened yet is not, but for a clock's error."""
+    value = request.headers.get("occurred-at")
+    if value is None:
+        return now
+    try:
+        instant = datetime.fromisoformat(value)
+        if len(value) < len("2023-11-07T09:25Z") or instant.tzinfo is None or instant > now + CLOCK_ERROR:
+            raise ValueError
+        return instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise _wrong("header", "Occurred-At", "should be a past instant like 2023-11-07T09:25:00Z") from None
 
 
 def _if_match(request: Request) -> tuple[str, ...] | None:

@@ -41,6 +41,7 @@ _PROBLEM: Final[dict[str, Any]] = {
 _HEADERS: Final = (
     ("Idempotency-Key", "post", "The same key and body give the first answer again, for 30 days.", "string"),
     ("If-Match", "post", 'The tag of the state that the command was made for ("3"); a stale one is refused.', "string"),
+    ("Occurred-At", "post", "When it happened, if not now: the `time` of the messages. Any past instant.", "date-time"),
     ("X-Correlation-Id", "", "A UUID that stands in every event, message and log line that follows.", "uuid"),
 )
 

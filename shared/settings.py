@@ -44,6 +44,12 @@ class Settings(BaseSettings):
         None, description="With `BUS=local`: the bus's database, written as `DATABASE_URL`."
     )
     kafka_bootstrap: str | None = Field(None, description="With `BUS=kafka`: `host:port` of its brokers, by commas.")
+    topic_partitions: int = Field(
+        8, ge=1, le=1000, description="Of each topic of ours; a broker whose topics differ is refused."
+    )
+    topic_replication: int = Field(1, ge=1, le=7, description="Copies of each partition, for topics that are made.")
+    topic_retention_ms: int = Field(-1, ge=-1, description="How long our topics keep messages; -1: for ever.")
+    topic_retention_bytes: int = Field(-1, ge=-1, description="How much a partition keeps; -1: all.")
     service_token: SecretStr = Field(
         description="This service's own token (scope `service`) for the others' message logs."
     )

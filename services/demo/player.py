@@ -148,7 +148,7 @@ class _Player:
     async def _do(self, step: Step) -> None:
         form = FORMS[step.command]
         path = form.path.format(self._things[step.target]["id"]) if step.target else form.path
-        thing = await self._post(path, self._place(step), self._json(step.body), step.key)
+        thing = await self._post(path, self._place(step), self._json(step.body), step.key, step.when)
         about = step.makes or step.target
         if about is None:
             return
@@ -204,8 +204,12 @@ class _Player:
             case _:
                 return value
 
-    async def _post(self, path: str, place: str, body: Any, key: str) -> dict[str, Any]:
+    async def _post(
+        self, path: str, place: str, body: Any, key: str, when: datetime | None = None
+    ) -> dict[str, Any]:
         headers = {"Idempotency-Key": f"{self._kept.load}:{key}"}
+        if when is not None:
+            headers["Occurred-At"] = when.isoformat()
         answer = await self._send("POST", path, place, headers, body)
         if answer.status_code not in (200, 201):
             raise _refused(place, answer)

@@ -57,6 +57,7 @@ def _call(now: datetime) -> Call:
         actor="retime",
         scopes=frozenset(),
         now=now,
+        occurred_at=now,
         correlation_id=str(uuid4()),
         traceparent="",
         idempotency_key=None,

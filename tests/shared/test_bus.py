@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import time
 from collections import defaultdict
@@ -272,8 +273,9 @@ async def test_a_fetch_keeps_to_its_limit_and_its_time(ground: Ground, bus: Bus,
     await producer.send([ground.record(f"trip-{number}", number) for number in range(40)])
     async with _subscribed(bus, ground) as fetch:
         counts: list[int] = []
-        while sum(counts) < 40:
-            counts.append(await fetch(7))
+        async with asyncio.timeout(20):
+            while sum(counts) < 40:
+                counts.append(await fetch(7))
         assert max(counts) == 7
         begun = time.monotonic()
         assert await fetch(7) == 0
@@ -402,19 +404,64 @@ async def test_a_handler_that_does_not_end_is_not_waited_for(ground: Ground, pro
 async def test_what_is_seen_of_a_partition_grows_without_a_gap(ground: Ground, bus: Bus) -> None:
     store = Store()  # applies an offset only when it is the next one
 
-    async def send(key: str) -> None:
+    async def send(keys: Sequence[str]) -> None:
         one = await ground.fresh().producer()
         for number in range(40):
-            await one.send([ground.record(key, 2 * number), ground.record(key, 2 * number + 1)])
+            batch = [ground.record(key, number) for key in keys]
+            await one.send(batch if number % 2 else batch[::-1])
         await one.close()
 
+    keys = [f"trip-{number}" for number in range(24)]
     async with Member(bus, ground, store) as member:
-        await asyncio.gather(*(send(f"trip-{number}") for number in range(8)))
-        await _until(lambda: len(store.applied) >= 640)
-    assert {key: store.of_key(key) for key in map("trip-{}".format, range(8))} == {
-        f"trip-{number}": list(range(80)) for number in range(8)
-    }
+        await asyncio.gather(*(send(keys[first::8]) for first in range(8)))
+        await _until(lambda: len(store.applied) >= 24 * 40)
+    assert {key: store.of_key(key) for key in keys} == {key: list(range(40)) for key in keys}
     assert member.fenced == 0
+
+
+async def test_a_send_in_the_same_process_wakes_a_reader_of_the_local_bus(local_engine: AsyncEngine) -> None:
+    ground = _local_ground(local_engine)
+    await ground.fresh().ensure_topics([ground.topic])
+    reader = LocalBus(local_engine, times=LocalTimes(poll=60.0))
+    subscription = await reader.subscribe("readers", [ground.name], on_assigned=_from_start, on_revoked=_let_go)
+    fetching = asyncio.create_task(subscription.fetch(50, 60.0))
+    await _until(lambda: subscription.assigned() == ground.partitions)
+    await (await ground.fresh().producer()).send([ground.record("trip-1", 1)])
+    fetched = await asyncio.wait_for(fetching, 5)
+    await subscription.close()
+    assert [[one.body for one in deliveries] for deliveries in fetched.values()] == [[b"1"]]
+
+
+async def test_what_a_dead_member_of_the_local_bus_owned_is_taken_over(local_engine: AsyncEngine) -> None:
+    times = LocalTimes(heartbeat=0.1, expiry=3600.0)
+    ground, store = _local_ground(local_engine), Store()
+    await ground.fresh().ensure_topics([ground.topic])
+    dead = await LocalBus(local_engine, times=times).subscribe(
+        "readers", [ground.name], on_assigned=_from_start, on_revoked=_let_go
+    )
+    await dead.fetch(1, 0.0)
+    assert dead.assigned() == ground.partitions
+    async with Member(LocalBus(local_engine, times=times), ground, store) as heir:
+        await _until(lambda: len(heir.owned) == 2)
+        assert dead._keeper is not None
+        dead._keeper.cancel()
+        dead._cut()  # as when its process was killed: it says nothing, its connection is gone
+        await _until(lambda: heir.owned == ground.partitions)
+    await dead.close()
+
+
+def test_one_line_of_a_kind_is_written_while_kafka_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("aiokafka.conn")
+    before = list(logger.filters)
+    logger.filters.clear()
+    try:
+        KafkaBus("127.0.0.1:1")
+        for attempt in range(50):
+            logger.error("no connection to %s", attempt)
+        logger.error("something else")
+    finally:
+        logger.filters[:] = before
+    assert [record.getMessage() for record in caplog.records] == ["no connection to 0", "something else"]
 
 
 async def test_connections_of_the_local_bus_are_cut_and_nothing_is_lost(local_engine: AsyncEngine) -> None:

@@ -229,6 +229,7 @@ async def test_call_carries_who_when_and_with_what(edge: Edge) -> None:
             Idempotency_Key="key-1",
             If_Match='"3", W/"4" ,"5"',
             X_Correlation_Id="6F9619FF-8B86-D011-B42D-00CF4FC964FF",
+            Occurred_At="2023-11-07T18:25:00+09:00",
             traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ),
         json={"title": "Signing"},
@@ -239,6 +240,7 @@ async def test_call_carries_who_when_and_with_what(edge: Edge) -> None:
         actor="planner-desk",
         scopes=frozenset({"planner"}),
         now=call.now,
+        occurred_at=datetime(2023, 11, 7, 9, 25, tzinfo=UTC),
         correlation_id="6f9619ff-8b86-d011-b42d-00cf4fc964ff",
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         idempotency_key="key-1",
@@ -247,6 +249,11 @@ async def test_call_carries_who_when_and_with_what(edge: Edge) -> None:
         if_none_match=None,
     )
     assert (call.may("planner"), call.may("staff"), call.may("operator")) == (True, True, False)
+
+
+async def test_call_happened_now_unless_its_caller_says_when(edge: Edge) -> None:
+    await edge.confirm()
+    assert [call.occurred_at for call in edge.calls] == [call.now for call in edge.calls]
 
 
 async def test_digest_is_of_what_was_sent_not_of_how(edge: Edge) -> None:
@@ -282,6 +289,10 @@ async def test_if_match_is_read_as_tags(edge: Edge, value: str, tags: tuple[str,
         ("Idempotency-Key", ""),
         ("Idempotency-Key", "two words"),
         ("Idempotency-Key", "k" * 256),
+        ("Occurred-At", "yesterday"),
+        ("Occurred-At", "2023-11-07"),
+        ("Occurred-At", "2023-11-07T09:25:00"),
+        ("Occurred-At", "2999-01-01T00:00:00Z"),
     ],
 )
 async def test_header_that_cannot_be_read_is_invalid(edge: Edge, name: str, value: str) -> None:
@@ -545,3 +556,4 @@ def test_cursor_that_no_list_gave_is_invalid(cursor: str) -> None:
     assert caught.value.members == {
         "errors": [{"loc": ["query", "cursor"], "msg": "not a cursor of this list", "type": "value_error"}]
     }
+
