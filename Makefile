@@ -1,7 +1,7 @@
 # The words to know: help setup run test check. Everything is made inside this folder.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup setup-run run test check kafka lock venv
+.PHONY: help setup setup-run run test check kafka contracts lock venv
 
 PORT ?= 8080
 DATA ?= .attache
@@ -29,7 +29,8 @@ setup: setup-run ## Make .venv and install what running, testing and checking ne
 		npm ci --prefix $(JS) --no-audit --no-fund --silent && cp $(JS)/package-lock.json $(JS)/node_modules/.locked; fi
 
 run: setup-run ## Start it all: database, three services, the demo trip; prints the feeds' addresses
-	@exec $(IN_VENV) -m services up --port '$(PORT)' --data '$(DATA)' --bus '$(BUS)' $(if $(filter-out 0,$(PLAY)),--play)
+	@exec $(IN_VENV) -m services up --port '$(or $(PORT),8080)' --data '$(or $(DATA),.attache)' --bus '$(or $(BUS),local)' \
+		$(if $(filter-out 0,$(PLAY)),--play) --end-with-parent
 
 test: setup ## Run all tests that this machine can, and say which it cannot and why
 	@exec $(IN_VENV) -m pytest $(ARGS)
@@ -40,10 +41,15 @@ check: setup ## Style, types, boundaries, locks, and the docs against the code
 	@$(IN_VENV) -m mypy
 	@$(IN_VENV) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 	@$(IN_VENV) -m deploy.lock check
+	@$(IN_VENV) -m deploy.contracts check
+	@$(IN_VENV) -m deploy.docs check
 	@$(IN_VENV) -m pytest -q tests/docs
 
 kafka: setup-run ## Start one Apache Kafka at 127.0.0.1:9092 (Java 17 or newer), until Ctrl-C
 	@exec $(IN_VENV) -m deploy.kafka_node
+
+contracts: setup ## Write schemas/ anew after a change of shared/contracts.py
+	@$(IN_VENV) -m deploy.contracts
 
 lock: setup ## Lock the requirements anew after a change in pyproject.toml (UPGRADE=1: take the newest of all)
 	@$(IN_VENV) -m deploy.lock $(if $(filter-out 0,$(UPGRADE)),--upgrade)

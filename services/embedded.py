@@ -64,13 +64,18 @@ class EmbeddedPostgres:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
-    def claim(self) -> None:
-        """Make the folder and take it for this process, until `stop`; refused while another has it."""
+    def claim(self, patience: float = 0) -> None:
+        """Make the folder and take it for this process, until `stop`; refused while another has it.
+
+        `patience`: seconds to wait for another that may be about to stop.
+        """
         with _readable(self._base):
-            self._base.mkdir(parents=True, exist_ok=True)
-            self._home.mkdir(exist_ok=True)
+            # root's server runs as somebody else, who has to get through, and to read nothing
+            mode = 0o711 if os.geteuid() == 0 else 0o700
+            self._base.mkdir(mode=mode, parents=True, exist_ok=True)
+            self._home.mkdir(mode=mode, exist_ok=True)
             (self._base / "secrets").mkdir(mode=0o700, exist_ok=True)
-            self._lock = self._lock or _locked(self._base)
+            self._lock = self._lock or _locked(self._base, time.monotonic() + patience)
 
     def start(self) -> None:
         """Start the server with all its roles and databases, each made where it lacks."""
@@ -107,6 +112,10 @@ class EmbeddedPostgres:
     def is_running(self) -> bool:
         """Whether the server is up; False also when it has died by itself."""
         return self._process is not None and self._process.poll() is None
+
+    def last_words(self) -> str:
+        """One line on why a server that was up is no longer."""
+        return _reason("PostgreSQL has ended by itself", self._log.read_text(errors="replace"), self._log)
 
     def stop(self, patience: float = 30) -> None:
         """Stop the server (connections are cut, what was committed is kept) and let go of the folder."""
@@ -159,7 +168,12 @@ class EmbeddedPostgres:
         command += [f"--pwfile=/dev/fd/{reader}", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"]
         try:
             process = account.popen(command, self._home, subprocess.PIPE, pass_fds=[reader])
-            output = process.communicate()[0].decode(errors="replace")
+            try:
+                output = process.communicate()[0].decode(errors="replace")
+            except BaseException:  # Ctrl-C: nothing may go on writing into a folder that is let go of
+                process.send_signal(signal.SIGINT)
+                process.communicate()
+                raise
         finally:
             os.close(reader)
         if process.returncode != 0:
@@ -242,11 +256,18 @@ SELECT 'CREATE DATABASE "{role}" OWNER "{role}"'
 REVOKE CONNECT ON DATABASE "{role}" FROM PUBLIC;"""
 
 
-def _locked(base: Path) -> IO[str]:
+def _locked(base: Path, end: float) -> IO[str]:
     """The folder's lock file, held until it is closed, which the kernel does for a killed process."""
     lock = (base / "lock").open("a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.05)
     except BlockingIOError:
         lock.seek(0)
         holder = lock.read().strip()

@@ -125,6 +125,12 @@ def clear_leftovers(data: Path, patience: float = 10) -> None:
         _signal(pid, signal.SIGKILL)
 
 
+def end_with_parent(number: signal.Signals) -> None:
+    """Let this process get a signal when the one that started it ends, however that ends."""
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, number)
+
+
 def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -151,8 +157,7 @@ def _can_run(account: Account) -> bool:
 
 def _die_with_parent() -> None:
     # runs between fork and exec, after the change of user, which would clear it; SIGINT is a fast shutdown
-    if sys.platform == "linux":
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+    end_with_parent(signal.SIGINT)
 
 
 def _enter_namespace() -> None:

@@ -1,92 +1,103 @@
-"""The three services behind one address, in one process, and a page at `/` that links all of it."""
+"""The three services behind one address, in one process, and the page at `/` that links all of it."""
 
 import contextlib
-import html
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+import httpx
+import structlog
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.embedded import CannotStart
+from services.notifications.shelf import Shelf
+from services.page import POLICY, Overview, State, page
 from shared.errors import NotFound
-from shared.problems import problem
+from shared.problems import problem, unrouted_problem
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { margin-bottom: 0 } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #8884; vertical-align: top }
-code { overflow-wrap: anywhere } .note { opacity: .75 }
-"""
+SHELF_SECONDS = 5.0
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Robots-Tag": "noindex",
+}
 
-
-@dataclass(kw_only=True)
-class State:
-    """What the page at `/` shows. `feeds` are as in run.json."""
-
-    status: str = "starting"
-    trip: str | None = None
-    feeds: list[Mapping[str, Any]] = field(default_factory=list)
+log = structlog.get_logger()
 
 
 class Front:
-    """ASGI: hands each request to the app whose name begins its path. `apps` are the services by name."""
+    """ASGI: hands each request to the app whose name begins its path. `apps` are the services by name.
+
+    `look` asks the API what the page shows of the trip; None while there is none.
+    """
 
     def __init__(self, apps: Mapping[str, FastAPI]) -> None:
         self.state = State()
-        self._apps: dict[str, ASGIApp] = dict(apps)
-        self._apps |= {"feeds": apps["notifications"], "robots.txt": apps["notifications"]}
+        self.look: Callable[[], Awaitable[Overview]] | None = None
         self._services = apps
+        self._apps: dict[str, ASGIApp] = {**apps, "feeds": apps["notifications"]}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run every service's lifespan."""
+        """Run every service's lifespan. Raises `CannotStart`, which names the service."""
         async with contextlib.AsyncExitStack() as stack:
-            for app in self._services.values():
-                await stack.enter_async_context(app.router.lifespan_context(app))
+            for name, app in self._services.items():
+                try:
+                    await stack.enter_async_context(app.router.lifespan_context(app))
+                except Exception as error:
+                    log.exception("service.failed", service=name)
+                    said = str(error).strip().split("\n")[0]
+                    raise CannotStart(f"the service {name} did not start: {type(error).__name__}: {said}") from error
             yield
 
+    async def shelved(self) -> None:
+        """Until the feeds are served from what is rendered by now."""
+        shelf: Shelf = self._services["notifications"].state.shelf
+        await shelf.look_again(SHELF_SECONDS)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
             return
-        name = scope["path"].split("/", 2)[1]
-        app = self._apps.get(name)
-        if app is None:
-            app = self._page() if scope["path"] == "/" else problem(NotFound("there is nothing at this address"))
+        app = self._apps.get(scope["path"].lstrip("/").partition("/")[0]) or await self._own(scope)
         await app(scope, receive, send)
 
-    def _page(self) -> Response:
-        return HTMLResponse(index(self.state, tuple(self._services)), headers={"Cache-Control": "no-store"})
+    async def _own(self, scope: Scope) -> Response:
+        if scope["path"] == "/robots.txt":
+            # a calendar service that asks first has to be let in: each feed says `noindex` itself
+            return Response("User-agent: *\nAllow: /feeds/\nDisallow: /\n", media_type="text/plain")
+        if scope["path"] != "/":
+            return problem(NotFound("there is nothing at this address"))
+        if scope["method"] not in ("GET", "HEAD"):
+            return unrouted_problem(HTTPException(405, headers={"Allow": "GET, HEAD"}))
+        if not is_ours(Headers(scope=scope).get("host", "")):
+            return problem(NotFound("this page is shown under the machine's own address only"))
+        return HTMLResponse(page(self.state, tuple(self._services), await self._look()), headers=HEADERS)
+
+    async def _look(self) -> Overview | None:
+        if self.look is None:
+            return None
+        try:
+            return await self.look()
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            log.warning("page.incomplete", error=type(error).__name__)
+            return None
 
 
-def index(state: State, services: tuple[str, ...]) -> str:
-    """The page at `/`: the feeds with their addresses, and each service's API. It refreshes itself until all is ready."""
-    refresh = "" if state.status == "ready" else '<meta http-equiv="refresh" content="2">'
-    feeds = "".join(_row(feed) for feed in state.feeds)
-    apis = "".join(
-        f'<li><a href="/{name}/docs">{name}</a> '
-        f'(<a href="/{name}/openapi.json">OpenAPI</a>, <a href="/{name}/readyz">readiness</a>, '
-        f'<a href="/{name}/metrics">metrics</a>)</li>'
-        for name in services
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Attaché</title>{refresh}'
-        '<meta name="viewport" content="width=device-width"><meta name="referrer" content="no-referrer">'
-        f'<meta name="robots" content="noindex"><style>{_STYLE}</style></head><body>'
-        f'<h1>Attaché</h1><p class="note" role="status">{html.escape(state.status)}</p>'
-        "<h2>Feeds</h2><p>Subscribe to an address in any calendar; whoever holds it can read the feed.</p>"
-        f"<table><thead><tr><th>Delegation</th><th>Kind</th><th>Level</th><th>Address</th></tr></thead>"
-        f"<tbody>{feeds}</tbody></table><h2>APIs</h2><ul>{apis}</ul></body></html>"
-    )
+def is_ours(host: str) -> bool:
+    """Whether a Host header is an address or `localhost`.
 
-
-def _row(feed: Mapping[str, Any]) -> str:
-    url = html.escape(feed["url"])
-    webcal = html.escape("webcal:" + feed["url"].split(":", 1)[1])
-    return (
-        f"<tr><td>{html.escape(feed['delegation'])}</td><td>{html.escape(feed['kind'])}</td>"
-        f'<td>{html.escape(feed["level"])}</td><td><a href="{url}"><code>{url}</code></a> '
-        f'(<a href="{webcal}">subscribe</a>)</td></tr>'
-    )
+    A name of somebody else's that leads here (DNS rebinding) would let their page read this one, addresses and all.
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    if name == "localhost":
+        return True
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False

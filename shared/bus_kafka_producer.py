@@ -18,6 +18,7 @@ from shared.bus import BusAway, Place, Record, SendStopped
 
 CLOSE_SECONDS = 2.0
 CALM_SECONDS = 0.25
+SETTLE_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 
 FAILED = (KafkaError, OSError)
@@ -88,6 +89,8 @@ class KafkaProducer:
                         future.result()
                 return [_place(future.result()) for future in pending]
         except FAILED as error:
+            if pending:  # what is acknowledged after all need not be sent again
+                await asyncio.wait(pending, timeout=SETTLE_SECONDS)
             acked = _acked(pending)
             raise SendStopped(f"{len(acked)} of {len(records)} acknowledged: {said(error)}", acked) from error
 

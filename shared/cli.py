@@ -2,15 +2,20 @@
 
 import argparse
 import asyncio
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.bus import BusAway, Topic, TopicDrift
+from shared.bus_choice import make_bus
 from shared.database import is_away, make_engine
 from shared.event_store import EventStore
 from shared.logs import set_up
@@ -19,6 +24,11 @@ from shared.settings import Settings, WrongSetting, load
 
 BUS_MIGRATIONS = "shared/bus_migrations"
 GRACE_SECONDS = 20
+
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+"""A wrong password, a role or a database that is not there: a setting is to be mended."""
+
+log = structlog.get_logger()
 
 Extra = Callable[[Any, AsyncEngine], Awaitable[int]]
 
@@ -54,6 +64,8 @@ def run(program: Program, arguments: list[str] | None = None) -> int:
         print(f"{program.name}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except _REFUSED as error:
+        print(f"{program.name}: the database refuses: {error}", file=sys.stderr)
     except Exception as error:
         if not is_away(error):
             raise
@@ -77,8 +89,10 @@ def _parser(program: Program) -> argparse.ArgumentParser:
 
 def _serve(program: Program, settings: Settings) -> int:
     asyncio.run(_check_schema(program, settings))
+    app = program.create_app(settings)
+    asyncio.run(_check_topics(program, settings, app.state.service.topics))
     config = uvicorn.Config(
-        program.create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -87,6 +101,14 @@ def _serve(program: Program, settings: Settings) -> int:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn ends as these ask, and then sends itself the signal once more: it would end the process by the signal,
+    # and what was asked for and done is no failure
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     server.run()
     # uvicorn logs why a start failed; started is what it sets when it is listening
     return 0 if server.started else 1
@@ -104,6 +126,19 @@ async def _check_schema(program: Program, settings: Settings) -> None:
             f"the database's schema is {current or 'empty'}, this program's is {head}: "
             f"run python -m services.{program.name} migrate (of the newer version)"
         )
+
+
+async def _check_topics(program: Program, settings: Settings, topics: Sequence[Topic]) -> None:
+    """A broker whose topics are others than this program's is refused; one that is away is waited for later."""
+    bus = make_bus(settings, program.name)
+    try:
+        await bus.ensure_topics(topics)
+    except TopicDrift as drift:
+        raise CannotServe(f"the topics on the bus are not as they have to be: {drift}") from drift
+    except BusAway as error:
+        log.warning("bus.away", service=program.name, error=str(error))
+    finally:
+        await bus.close()
 
 
 async def _with_engine(program: Program, settings: Settings, command: str) -> int:

@@ -5,7 +5,9 @@ checked without a race while other trips go on; then the idempotency key, the st
 models; and last, under the log's own lock, the events. Either all of it is there afterwards or nothing.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -17,9 +19,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.database import driver_of
-from shared.errors import KeyReused, NotFound, StaleVersion
+from shared.errors import KeyReused, NotFound, NotYetKnown, StaleVersion, StoreAway
 from shared.event_store import Append, ConcurrentAppend, EventStore, NewEvent
 from shared.http import Call
+from shared.known import PAUSE_SECONDS, WAIT_SECONDS
 
 S = TypeVar("S", bound="Thing")
 E = TypeVar("E")
@@ -153,16 +156,27 @@ class Desk:
     committed: Callable[[], None]
 
     async def execute(self, call: Call, trip: UUID, act: Act) -> Answer:
-        """Carry out one command; the answer is given after the commit. Raises `shared.errors.Refusal`."""
-        for attempt in range(1, ATTEMPTS + 1):
+        """Carry out one command; the answer is given after the commit. Raises `shared.errors.Refusal`.
+
+        `act` may run several times, each time in a transaction of its own that holds nothing of the one before.
+        """
+        until = time.monotonic() + WAIT_SECONDS
+        attempts = 0
+        while True:
             try:
                 async with self.engine.begin() as connection:
                     answer = await self._within(connection, call, trip, act)
                 break
-            except (ConcurrentAppend, _KeyTaken):
+            except (ConcurrentAppend, _KeyTaken) as error:
                 # someone else was first: what they wrote is now visible, so read and decide again
-                if attempt == ATTEMPTS:
+                attempts += 1
+                if attempts == ATTEMPTS:
+                    raise StoreAway("others were first each time; try again") from error
+            except NotYetKnown:
+                # another service may have told of it a moment ago
+                if time.monotonic() >= until:
                     raise
+                await asyncio.sleep(PAUSE_SECONDS)
         self.committed()
         return answer
 
@@ -194,7 +208,7 @@ def answer_with(kind: Kind[S, Any], state: S, status: int = 200) -> Answer:
 
 async def lock_trip(connection: AsyncConnection, trip: UUID) -> None:
     """Nobody else decides on this trip until the transaction ends. Works before the trip has a row of its own."""
-    number = int.from_bytes(trip.bytes[:8], signed=True)
+    number = int.from_bytes(trip.bytes[:8], signed=True) ^ int.from_bytes(trip.bytes[8:], signed=True)
     await connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 

@@ -1,10 +1,10 @@
 """Connections to a service's own PostgreSQL: the engine, the raw driver beneath it, and what counts as "away"."""
 
-import asyncio
+import socket
 from typing import Any, cast
 
 import asyncpg
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 LOCK_TIMEOUT = "5s"
@@ -15,13 +15,11 @@ IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 
 def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
     """An engine for one service. `name` is shown in `pg_stat_activity`."""
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=5,
-        # one short round trip before a connection is reused after a restart of the database is cheaper than a 503
-        pool_pre_ping=False,
         # JSON comes as text, from Core as from the driver: most of it is passed on as it is, and events have a codec
         json_deserializer=str,
         connect_args={
@@ -35,6 +33,8 @@ def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
             },
         },
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
 
 
 async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
@@ -65,17 +65,27 @@ _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,  # a full disk, too many connections
     asyncpg.OperatorInterventionError,  # shut down, crashed, starting up
-    asyncpg.InterfaceError,
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InternalClientError,
-    asyncio.TimeoutError,
-    OSError,
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
 )
 
 
 def _driver_away(error: BaseException | None) -> bool:
-    return isinstance(error, _AWAY) and not isinstance(error, asyncpg.DataError)
+    if type(error) is asyncpg.InterfaceError:
+        # the driver uses this one class for its callers' mistakes too
+        return "closed" in str(error)
+    # a plain OSError is a connection that could not be made; its other kinds are about files
+    return isinstance(error, _AWAY) or type(error) is OSError
+
+
+def _refuse_closed(driver: Any, *_: object) -> None:
+    """After a restart of the database the pool's connections are dead, which the driver knows without a round trip."""
+    if driver.driver_connection.is_closed():
+        raise exc.InvalidatePoolError

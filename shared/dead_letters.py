@@ -12,9 +12,10 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.background import News, heed_cancellation
 from shared.bus import Bus, BusAway, Record
-from shared.consumer import GAP, KEY_WAITS
 from shared.database import is_away
+from shared.parking import GAP, KEY_WAITS
 
 POLL_SECONDS = 1.0
 
@@ -28,13 +29,17 @@ def dead_letter_topic(service: str) -> str:
 
 async def announce_parked(service: str, engine: AsyncEngine, bus: Bus) -> None:
     """Announce what is parked, for ever."""
+    news = News()
     while True:
         try:
             while await _announce_some(service, engine, bus):
                 pass
+            news.over()
         except Exception as error:
-            if not isinstance(error, BusAway) and not is_away(error):
-                log.exception("dead_letters.failed", service=service)
+            heed_cancellation()
+            known = isinstance(error, BusAway) or is_away(error)
+            if news.is_new(error):
+                log.warning("dead_letters.waited", service=service, error=repr(error), exc_info=not known)
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -11,11 +11,13 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 from pydantic import TypeAdapter
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.database import driver_of
@@ -75,7 +77,7 @@ class StoredEvent:
 
 
 class Codec:
-    """Event classes to stored JSON and back. The stored type is `<class name>.v<version>`; old ones are upcast on read."""
+    """Event classes to stored JSON and back. A type is `<class name>.v<version>`; old ones are upcast on read."""
 
     def __init__(self, classes: Iterable[type], upcasters: Mapping[str, Upcaster] | None = None) -> None:
         self._upcasters = dict(upcasters or {})
@@ -96,15 +98,15 @@ class Codec:
         stored_type = self._types[type(event)]
         return stored_type, self._adapters[stored_type].dump_json(event).decode()
 
-    def decode(self, stored_type: str, text: str) -> Any:
+    def decode(self, stored_type: str, stored: str) -> Any:
         """The event object. Raises `UnknownEventType`."""
         while (upcaster := self._upcasters.get(stored_type)) is not None:
-            stored_type, data = upcaster(json.loads(text))
-            text = json.dumps(data)
+            stored_type, data = upcaster(json.loads(stored))
+            stored = json.dumps(data)
         adapter = self._adapters.get(stored_type)
         if adapter is None:
             raise UnknownEventType(f"the log holds {stored_type}, which this program does not know")
-        return adapter.validate_json(text)
+        return adapter.validate_json(stored)
 
 
 _APPEND = """
@@ -158,7 +160,7 @@ class EventStore:
         driver = await driver_of(connection)
         if not driver.is_in_transaction():
             raise NotInTransaction
-        rows = [row for append in appends for row in self._rows(append, metadata)]
+        rows = [row for append in appends for row in self._rows(append, key, canonical(metadata))]
         try:
             stored = await driver.fetch(
                 self.append_statement,
@@ -199,15 +201,17 @@ class EventStore:
         return [self._stored(row) for row in rows]
 
     async def damage(self, connection: AsyncConnection) -> AsyncIterator[str]:
-        """Reads the whole log and names all that is wrong with it: one line each."""
+        """Reads the whole log and names all that is wrong with it: one line each. In the caller's transaction."""
+        # this opens it: before the first statement of Core, one on the driver's connection would run outside
+        await connection.execute(text("SELECT 1"))
         driver = await driver_of(connection)
         versions: dict[str, int] = {}
         open_heads: dict[str, int] = {}
         cleared_heads: dict[str, int] = {}
         async for row in driver.cursor(f"SELECT {_COLUMNS} FROM events ORDER BY position", prefetch=1000):
             where = f"position {row['position']} ({row['stream']} {row['version']})"
-            if _digest(row["stream"], row["version"], row["type"], row["data"], row["metadata"]) != row["digest"]:
-                yield f"{where}: the payload is not what was stored"
+            if _digest(*(row[name] for name in _DIGESTED)) != row["digest"]:
+                yield f"{where}: the event is not what was stored"
             versions[row["stream"]] = _next(versions, row["stream"])
             if row["version"] != versions[row["stream"]]:
                 yield f"{where}: version {versions[row['stream']]} is missing"
@@ -217,12 +221,19 @@ class EventStore:
                     yield f"{where}: its number {number} on the topic leaves a hole or stands twice"
                 if number is not None:
                     heads[row["key"]] = number
+        # the last events of a key leave no hole behind them
+        for head in await driver.fetch("SELECT key, open_sequence, cleared_sequence FROM heads ORDER BY key"):
+            found = open_heads.pop(head["key"], 0), cleared_heads.pop(head["key"], 0)
+            if found != (head["open_sequence"], head["cleared_sequence"]):
+                yield f"key {head['key']}: its last numbers are {found}, and not those that were given out"
+        for key in cleared_heads:
+            yield f"key {key}: nothing says which numbers were given out"
 
-    def _rows(self, append: Append, metadata: Mapping[str, Any]) -> Iterable[tuple[Any, ...]]:
+    def _rows(self, append: Append, key: str, metadata: str) -> Iterable[tuple[Any, ...]]:
         for version, event in enumerate(append.events, start=append.expected_version + 1):
-            stored_type, text = self.codec.encode(event.data)
-            digest = _digest(append.stream, version, stored_type, text, canonical(metadata))
-            yield event.id, append.stream, version, stored_type, text, digest, event.open
+            stored_type, data = self.codec.encode(event.data)
+            digest = _digest(event.id, append.stream, version, stored_type, data, metadata, key)
+            yield event.id, append.stream, version, stored_type, data, digest, event.open
 
     def _stored(self, row: Mapping[str, Any]) -> StoredEvent:
         fields = {name: row[name] for name in StoredEvent.__slots__}
@@ -236,9 +247,21 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _digest(stream: str, version: int, stored_type: str, data: str, metadata: str) -> bytes:
-    content = canonical([stream, version, stored_type, json.loads(data), json.loads(metadata)])
+_DIGESTED = ("id", "stream", "version", "type", "data", "metadata", "key")
+
+
+def _digest(event: UUID, stream: str, version: int, stored_type: str, data: str, metadata: str, key: str) -> bytes:
+    content = canonical([str(event), stream, version, stored_type, _content(data), _content(metadata), key])
     return hashlib.sha256(content.encode()).digest()
+
+
+def _content(stored: str) -> Any:
+    """The JSON value of a text, its numbers as one text each: jsonb gives -0.0 back as 0.0, and 1e22 in 23 digits."""
+    return json.loads(stored, parse_float=_number, parse_int=_number)
+
+
+def _number(digits: str) -> str:
+    return str(Decimal(digits).normalize() + 0)
 
 
 def _next(seen: Mapping[str, int], name: str) -> int:

@@ -3,6 +3,7 @@
 The server's part is one router a service; the client's part is for the plumbing alone (`shared.healer`).
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,11 +16,13 @@ from shared.database import driver_of
 from shared.errors import NotFound
 from shared.event_store import EventStore, StoredEvent
 from shared.http import Call, needs
-from shared.messages import Message, read_structured, structured, topic_of
+from shared.messages import KEY_LENGTH, Message, read_structured, structured, topic_of
 from shared.openapi import QUERY, problems
 
 PAGE = 500
 TIMEOUT_SECONDS = 5.0
+
+_NO_NUL = r"^[^\x00]*$"
 
 BodyOf = Callable[[StoredEvent, bool], bytes]
 
@@ -38,8 +41,8 @@ def message_log_router(service: str, engine: AsyncEngine, store: EventStore, bod
     async def messages(
         _: Annotated[Call, needs("service")],
         topic: Annotated[str, Query(examples=[topic_of(service, openly=True)])],
-        key: Annotated[str, Query(description="the partition key: the trip")],
-        after: Annotated[int, Query(ge=0)] = 0,
+        key: Annotated[str, Query(description="the partition key: the trip", max_length=KEY_LENGTH, pattern=_NO_NUL)],
+        after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     ) -> dict[str, Any]:
         """CloudEvents in structured mode, in order, at most 500; `next` is the `after` of the next page."""
         openly = is_open(topic)
@@ -54,15 +57,18 @@ def message_log_router(service: str, engine: AsyncEngine, store: EventStore, bod
     async def heads(
         _: Annotated[Call, needs("service")],
         topic: Annotated[str, Query(examples=[topic_of(service, openly=True)])],
-        after: Annotated[str, Query(description="the last key of the page before")] = "",
+        after: Annotated[
+            str, Query(description="the last key of the page before", max_length=KEY_LENGTH, pattern=_NO_NUL)
+        ] = "",
     ) -> dict[str, Any]:
         """By key, at most 500; a key that the topic has never carried does not stand here."""
         column = "open_sequence" if is_open(topic) else "cleared_sequence"
         async with engine.connect() as connection:
             driver = await driver_of(connection)
             rows = await driver.fetch(
-                f"SELECT key, {column} AS sequence FROM heads WHERE key > $1 AND {column} > 0 ORDER BY key LIMIT {PAGE}",
+                f"SELECT key, {column} AS sequence FROM heads WHERE key > $1 AND {column} > 0 ORDER BY key LIMIT $2",
                 after,
+                PAGE,
             )
         items = [dict(row) for row in rows]
         return {"items": items, "next": items[-1]["key"] if len(items) == PAGE else None}
@@ -72,7 +78,7 @@ def message_log_router(service: str, engine: AsyncEngine, store: EventStore, bod
 
 @dataclass(frozen=True, kw_only=True)
 class MessageLog:
-    """Another service's message log. Raises `httpx.HTTPError` when it is away."""
+    """Another service's message log. Raises `httpx.HTTPError` when it is away, and `Undecodable`."""
 
     client: httpx.AsyncClient
     service: str
@@ -90,7 +96,7 @@ class MessageLog:
         while after is not None:
             page = await self._get("/messages/heads", {"topic": topic, "after": after})
             yield [(item["key"], item["sequence"]) for item in page["items"]]
-            after = page["next"]
+            after = page.get("next")
 
     async def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         answer = await self.client.get(
@@ -100,5 +106,8 @@ class MessageLog:
             timeout=TIMEOUT_SECONDS,
         )
         answer.raise_for_status()
-        document: dict[str, Any] = answer.json()
-        return document
+        with contextlib.suppress(ValueError):
+            document = answer.json()
+            if isinstance(document, dict) and isinstance(document.get("items"), list):
+                return document
+        raise httpx.DecodingError(f"{self.base} answers with something else than a message log", request=answer.request)

@@ -5,6 +5,7 @@ JSON object). Both are pure functions of the stored event, so a republication gi
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,12 @@ from shared.event_store import StoredEvent
 BodyOf = Any
 """`published.body` of a service: (event, openly) -> the JSON text of the body."""
 
+KEY_LENGTH = 255
+"""The most characters that a key, an id, a source or a subject may have."""
+
 _CONTENT_TYPE = "application/json"
+_TYPE = re.compile(r"attache\.(?P<name>[A-Za-z]{1,100})\.v(?P<version>[0-9]{1,4})")
+_DIGITS = re.compile(r"[0-9]{1,20}")
 
 
 class Undecodable(Exception):
@@ -96,12 +102,12 @@ def structured(event: StoredEvent, body: bytes, service: str, *, openly: bool, e
 
 
 def read_delivery(delivery: Delivery) -> Message:
-    """A delivery of the bus as a message. Raises `Undecodable`."""
+    """A delivery of the bus as a message. Raises `Undecodable`, and nothing else, whatever stands in it."""
     try:
         envelope = {name[3:]: value.decode() for name, value in delivery.headers if name.startswith("ce_")}
         key = (delivery.key or b"").decode()
         data = json.loads((delivery.body or b"").decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Undecodable("undecodable", f"neither UTF-8 nor JSON: {error}") from error
     if envelope.get("partitionkey") != key:
         raise Undecodable("envelope-invalid", "the partition key is not the record's key")
@@ -111,26 +117,47 @@ def read_delivery(delivery: Delivery) -> Message:
 def read_structured(document: Mapping[str, Any]) -> Message:
     """A CloudEvents JSON object as a message. Raises `Undecodable`."""
     try:
-        prefix, name, version = document["type"].split(".")
-        if prefix != "attache" or document["specversion"] != "1.0" or not isinstance(document["data"], dict):
+        named = _TYPE.fullmatch(document["type"])
+        if named is None or document["specversion"] != "1.0" or not isinstance(document["data"], dict):
             raise ValueError("not a CloudEvent of ours")
         return Message(
-            id=document["id"],
-            type=name,
-            version=int(version.removeprefix("v")),
-            source=document["source"],
-            subject=document["subject"],
-            time=datetime.fromisoformat(document["time"]),
-            recorded_at=datetime.fromisoformat(document["recordedtime"]),
-            key=document["partitionkey"],
-            sequence=int(document["sequence"]),
-            epoch=int(document["epoch"]),
+            id=_text(document["id"]),
+            type=named["name"],
+            version=int(named["version"]),
+            source=_text(document["source"]),
+            subject=_text(document["subject"]),
+            time=_instant(document["time"]),
+            recorded_at=_instant(document["recordedtime"]),
+            key=_text(document["partitionkey"]),
+            sequence=_count(document["sequence"], 2**63),
+            epoch=_count(document["epoch"], 2**31),
             traceparent=document.get("traceparent"),
             correlation_id=document.get("correlationid"),
             body=document["data"],
         )
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise Undecodable("envelope-invalid", f"{type(error).__name__}: {error}") from error
+
+
+def _text(value: str) -> str:
+    """A value that a column and an index can hold: what comes from the bus is kept under it."""
+    if not 0 < len(value) <= KEY_LENGTH or "\0" in value:
+        raise ValueError(f"empty, longer than {KEY_LENGTH} or with a NUL: {value[:40]!r}")
+    value.encode()  # half of a surrogate pair is a UnicodeEncodeError, which is a ValueError
+    return value
+
+
+def _count(value: str, limit: int) -> int:
+    if not _DIGITS.fullmatch(value) or not 0 < int(value) < limit:
+        raise ValueError(f"no number from 1 to {limit - 1}: {value[:40]!r}")
+    return int(value)
+
+
+def _instant(value: str) -> datetime:
+    instant = datetime.fromisoformat(value)
+    if instant.tzinfo is None:
+        raise ValueError(f"an instant without an offset: {value[:40]!r}")
+    return instant
 
 
 def _rfc3339(instant: datetime) -> str:

@@ -1,6 +1,6 @@
-"""Things and lists of things from read models whose rows hold the thing as it is shown (`thing`), its id and revision."""
+"""Things, and lists of things, from read models: their rows hold the thing as it is shown, its id and its revision."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -26,6 +26,13 @@ async def show_thing(engine: AsyncEngine, call: Call, table: Table, kind: str, t
     return answer(row.thing, etag=row.revision, call=call)
 
 
+async def check_there(engine: AsyncEngine, table: Table, kind: str, thing: UUID) -> None:
+    """Before the list of what belongs to a thing. Raises `NotFound`."""
+    async with engine.connect() as connection:
+        if await connection.scalar(select(table.c.id).where(table.c.id == thing)) is None:
+            raise NotFound(f"there is no {kind} {thing}")
+
+
 async def list_things(
     engine: AsyncEngine, table: Table, order: Column[Any], *, where: Any = None, cursor: str | None, limit: int
 ) -> Response:
@@ -49,7 +56,14 @@ def _cursor(row: Any) -> str:
 
 def _bound(order: Column[Any], after: tuple[Any, ...]) -> tuple[Any, UUID]:
     try:
-        sort = datetime.fromisoformat(after[0]) if order.type.python_type is datetime else after[0]
+        sort = _instant(after[0]) if order.type.python_type is datetime else after[0]
         return sort, UUID(after[1])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Invalid("cursor: not a cursor of this list") from None
+
+
+def _instant(text: str) -> datetime:
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError("an instant has an offset")
+    return instant.astimezone(UTC)

@@ -2,15 +2,15 @@
 
 The event table is the outbox. One relay per service leads, by a session lock on a connection of its own; the others
 stand by. The leader reads on that very connection, so that losing the lock and going on cannot happen together. It
-sends a batch, waits for every acknowledgement outside any transaction, and moves its cursor in one short statement
-that is conditional on the old value. The broker may forget what it acknowledged, so each new producer first reads
+sends a batch, waits for every acknowledgement outside any transaction, and moves its cursor in a short one that is
+conditional on the old value. The broker may forget what it acknowledged, so each new producer first reads
 back the last records that were acknowledged and starts over where they are gone; consumers' marks make the past
 harmless.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,8 @@ import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.bus import Bus, BusAway, Place, Producer, Record, SendStopped
+from shared.background import News, heed_cancellation
+from shared.bus import Bus, BusAway, Place, Producer, Record, SendStopped, Topic, TopicDrift
 from shared.database import is_away
 from shared.event_store import EventStore, StoredEvent
 
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 
 
 class LeadershipLost(Exception):
-    """The cursor is not where this relay left it: another one leads."""
+    """The connection with the lock is gone, or the cursor is not where this relay left it: another one leads."""
 
 
 @dataclass(kw_only=True)
@@ -52,18 +53,31 @@ class RelayState:
 
 
 class Relay:
-    """One service's relay. `run` goes on until it is cancelled; `wake` is called after each commit."""
+    """One service's relay. `run` goes on until it is cancelled; `wake` is called after each commit.
+
+    `topics` are made, or compared, before each new producer: a broker can have lost them too.
+    """
 
     def __init__(
-        self, *, service: str, engine: AsyncEngine, store: EventStore, bus: Bus, to_records: ToRecords
+        self,
+        *,
+        service: str,
+        engine: AsyncEngine,
+        store: EventStore,
+        bus: Bus,
+        topics: Sequence[Topic],
+        to_records: ToRecords,
     ) -> None:
         self.state = RelayState()
         self._service = service
         self._engine = engine
         self._store = store
         self._bus = bus
+        self._topics = tuple(topics)
         self._to_records = to_records
         self._woken = asyncio.Event()
+        self._news = News()
+        self._failures = 0
 
     def wake(self) -> None:
         """There is something new in the log."""
@@ -71,58 +85,50 @@ class Relay:
 
     async def run(self) -> None:
         """Lead or stand by, for ever; whatever fails is begun anew after a pause."""
-        failures = 0
         while True:
             try:
-                async with self._leadership() as driver:
-                    failures = 0
-                    await self._lead(driver)
-            except (BusAway, LeadershipLost) as error:
+                async with self._leadership() as (driver, lost):
+                    await _unless(lost, self._lead(driver))
+            except Exception as error:  # noqa: BLE001  all of it is logged, and none of it may end the task
+                heed_cancellation()
                 self._note(error)
-            except Exception as error:
-                if not is_away(error):
-                    log.exception("relay.failed", service=self._service)
-                self._note(error)
-            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
-            failures += 1
+            await asyncio.sleep(BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)])
+            self._failures += 1
 
     @contextlib.asynccontextmanager
-    async def _leadership(self) -> Any:
+    async def _leadership(self) -> AsyncIterator[tuple[Any, asyncio.Event]]:
+        """The connection that holds the lock, and what is set when it breaks: another relay may lead from then on."""
         # outside the pool: the lock lives as long as this connection, and must not be handed on with it
-        url = self._engine.url
+        _, options = self._engine.dialect.create_connect_args(self._engine.url)
+        settings = {"application_name": f"attache-{self._service}-relay", "timezone": "UTC"}
         driver = await asyncpg.connect(
-            host=url.host,
-            port=url.port,
-            user=url.username,
-            password=url.password,
-            database=url.database,
-            timeout=5,
-            command_timeout=PATIENCE_SECONDS,
-            server_settings={"application_name": f"attache-{self._service}-relay", "timezone": "UTC"},
+            **{**options, "timeout": 5, "command_timeout": PATIENCE_SECONDS, "server_settings": settings}
         )
+        lost = asyncio.Event()
+        driver.add_termination_listener(lambda _: lost.set())
         try:
             while not await driver.fetchval("SELECT pg_try_advisory_lock($1, $2)", *RELAY_LOCK):
                 await asyncio.sleep(STANDBY_SECONDS)
             self.state.leads = True
-            log.info("relay.led", service=self._service)
-            yield driver
+            yield driver, lost
         finally:
             self.state.leads = False
             # a close that waits for a dead server would hold up the next attempt
             driver.terminate()
 
     async def _lead(self, driver: Any) -> None:
+        await self._bus.ensure_topics(self._topics)
         producer = await self._bus.producer()
         try:
             cursor, epoch = await self._resume(driver, producer)
+            log.info("relay.led", service=self._service, position=cursor)
             while True:
-                self.state.position = cursor
-                self.state.last_error = None
                 self._woken.clear()
                 batch = await self._store.after(driver, cursor, BATCH)
                 if batch:
                     cursor = await self._publish(driver, producer, cursor, batch, epoch)
-                else:
+                self._well(cursor)
+                if not batch:
                     await self._wait()
         finally:
             # first the producer, then (in the caller) the lock: two relays never send at once
@@ -186,10 +192,18 @@ class Relay:
             async with asyncio.timeout(POLL_SECONDS):
                 await self._woken.wait()
 
+    def _well(self, cursor: int) -> None:
+        self.state.position = cursor
+        self.state.last_error = None
+        self._failures = 0
+        self._news.over()
+
     def _note(self, error: Exception) -> None:
         self.state.restarts += 1
-        self.state.last_error = f"{type(error).__name__}: {error}"
-        log.warning("relay.stopped", service=self._service, error=self.state.last_error)
+        self.state.last_error = type(error).__name__
+        if self._news.is_new(error):
+            known = isinstance(error, BusAway | TopicDrift | LeadershipLost) or is_away(error)
+            log.warning("relay.stopped", service=self._service, error=repr(error), exc_info=not known)
 
 
 def _whole_events(per_event: Sequence[Sequence[Record]], acked: int) -> int:
@@ -201,3 +215,17 @@ def _whole_events(per_event: Sequence[Sequence[Record]], acked: int) -> int:
             break
         whole += 1
     return whole
+
+
+async def _unless(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run until it fails or `lost` is set, and do not return before it has come to its end. Raises `LeadershipLost`."""
+    leading, losing = asyncio.ensure_future(work), asyncio.ensure_future(lost.wait())
+    try:
+        await asyncio.wait({leading, losing}, return_when=asyncio.FIRST_COMPLETED)
+        if not leading.done():
+            raise LeadershipLost("the connection that held the lock is gone")
+        leading.result()
+    finally:
+        leading.cancel()
+        losing.cancel()
+        await asyncio.gather(leading, losing, return_exceptions=True)

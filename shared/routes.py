@@ -1,5 +1,6 @@
 """What the command routes of every service share: the desk, the planner's call, and an answer as a response."""
 
+import json
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -21,6 +22,9 @@ At = Annotated[Desk, Depends(_desk_of)]
 
 
 def response(given: Answer, address: str) -> Response:
-    """The answer over HTTP; what is new is found at `address`."""
-    made = address if given.status == 201 else None
+    """The answer over HTTP; what is new is found at `address`.
+
+    When a key gives the first answer again, the thing has the id of then, and not one that was made at the route now.
+    """
+    made = f"{address.rpartition('/')[0]}/{json.loads(given.body)['id']}" if given.status == 201 else None
     return answer(given.body, status=given.status, etag=given.etag, location=made)

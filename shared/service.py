@@ -5,35 +5,46 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_args
 
 import httpx
 import structlog
 from fastapi import APIRouter, FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.bus import Bus, BusAway, Topic
+from shared.background import heed_cancellation
+from shared.bus import Bus, Topic
 from shared.command import Desk, forget_old_answers
-from shared.consumer import Apply, Consumer
+from shared.consumer import Apply, Consumer, Outcome
+from shared.contracts import MESSAGES
 from shared.database import is_away
 from shared.dead_letters import announce_parked, dead_letter_topic
 from shared.event_store import EventStore, StoredEvent
 from shared.healer import Healer
+from shared.http import Call, needs
 from shared.message_log import BodyOf, MessageLog, message_log_router
 from shared.messages import record, topic_of
 from shared.migrations import current_and_head
 from shared.relay import Relay
 
 FORGET_SECONDS = 3600.0
-TOPICS_RETRY_SECONDS = 1.0
+STALLED_SECONDS = 10.0
+"""A relay or a consumer that has not got on for so long is reported as not ready."""
+END_SECONDS = 15.0
+"""So long a background task may take to end: an adapter of the bus lets go within a few seconds, or is left."""
 
 log = structlog.get_logger()
 
 Background = Callable[[], Coroutine[Any, Any, None]]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
 
 
 @dataclass(kw_only=True)
@@ -45,12 +56,14 @@ class Service:
     store: EventStore
     desk: Desk
     bus: Bus
+    topics: Sequence[Topic]
+    """The topics that this service writes to."""
     relay: Relay
     consumer: Consumer
     healer: Healer
+    client: httpx.AsyncClient
     body_of: BodyOf
     migrations: str
-    partitions: int = 8
     extra: dict[str, Background] = field(default_factory=dict)
     waiting: Callable[[], Awaitable[int]] | None = None
     """How much derived work is still to be done (rendering), for readiness."""
@@ -58,33 +71,21 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run all background tasks; on the way out each is cancelled and awaited, and connections are closed."""
-        tasks = [
-            asyncio.create_task(self._guard(name, work), name=f"{self.name}.{name}")
-            for name, work in {
-                "relay": self._with_topics(self.relay.run),
-                "consumer": self._with_topics(self.consumer.run),
-                "healer": self.healer.run,
-                "dead-letters": lambda: announce_parked(self.name, self.engine, self.bus),
-                "forget": self._forget,
-                **self.extra,
-            }.items()
-        ]
-        try:
+        work: dict[str, Background] = {
+            "relay": self.relay.run,
+            "consumer": self.consumer.run,
+            "healer": self.healer.run,
+            "dead-letters": lambda: announce_parked(self.name, self.engine, self.bus),
+            "forget": self._forget,
+            **self.extra,
+        }
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.engine.dispose)
+            stack.push_async_callback(self.bus.close)
+            stack.push_async_callback(self.client.aclose)
+            tasks = [asyncio.create_task(self._guard(*one), name=f"{self.name}.{one[0]}") for one in work.items()]
+            stack.push_async_callback(_end, tasks)
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self.bus.close()
-            await self.engine.dispose()
-
-    def topics(self) -> list[Topic]:
-        """The topics that this service writes to."""
-        names = (topic_of(self.name, openly=True), topic_of(self.name, openly=False))
-        return [
-            *(Topic(name=name, partitions=self.partitions) for name in names),
-            Topic(name=dead_letter_topic(self.name), partitions=1),
-        ]
 
     def router(self) -> APIRouter:
         """The probes and the message log; mounted under the service's name."""
@@ -102,31 +103,31 @@ class Service:
             return report
 
         @router.get("/metrics", tags=["probes"], summary="Prometheus metrics")
-        async def metrics() -> Response:
+        async def metrics(_: Annotated[Call, needs("operator")]) -> Response:
             return Response(generate_latest(self._registry()), media_type=CONTENT_TYPE_LATEST)
 
         return router
 
     async def readiness(self) -> dict[str, Any]:
-        """What is behind, in counts. `ready` is false where a command or a message would not be taken."""
-        report: dict[str, Any] = {"service": self.name, "ready": False, "relay": self.relay.state.last_error}
+        """What is behind, in counts. `ready` is false where the schema is another or relay or consumer stands still."""
+        report: dict[str, Any] = {"service": self.name, "ready": False}
+        report |= {"relay": self.relay.state.last_error, "consumer": self.consumer.state.last_error}
         try:
             async with asyncio.timeout(3), self.engine.connect() as connection:
                 current, head = await current_and_head(self.migrations, connection)
                 row = (await connection.execute(text(_BEHIND))).one()
-            report |= {"schema": current, "unpublished": row[0], "parked": row[1], "catching_up": row[2]}
+            report |= {"schema": current, "unpublished": row[0], "parked": row[2], "catching_up": row[3]}
             report["waiting"] = await self.waiting() if self.waiting is not None else 0
-            report["ready"] = current == head and bool(
-                self.consumer.state.assigned or self.consumer.state.restarts == 0
-            )
-        except Exception as error:
+            relayed = row[1] < STALLED_SECONDS
+            heard = time.monotonic() - self.consumer.state.healthy_at < STALLED_SECONDS
+            report["ready"] = current == head and relayed and heard
+        except Exception as error:  # noqa: BLE001  whatever it is, it is what is reported
             report["store"] = type(error).__name__
             return report
-        try:
+        report["unheard"] = None  # a producer that is away says nothing about this service
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 report["unheard"] = await self.healer.lag()
-        except (httpx.HTTPError, TimeoutError):
-            report["unheard"] = None  # a producer that is away says nothing about this service
         return report
 
     async def _guard(self, name: str, work: Background) -> None:
@@ -135,24 +136,9 @@ class Service:
                 await work()
                 return
             except Exception:
+                heed_cancellation()
                 log.exception("task.failed", service=self.name, task=name)
                 await asyncio.sleep(1)
-
-    def _with_topics(self, work: Background) -> Background:
-        async def ensured() -> None:
-            while True:
-                try:
-                    await self.bus.ensure_topics([*self.topics(), *self._heard()])
-                    break
-                except BusAway as error:
-                    log.warning("topics.waited", service=self.name, error=str(error))
-                    await asyncio.sleep(TOPICS_RETRY_SECONDS)
-            await work()
-
-        return ensured
-
-    def _heard(self) -> list[Topic]:
-        return [Topic(name=name, partitions=self.partitions) for name in self.consumer.topics]
 
     async def _forget(self) -> None:
         while True:
@@ -165,27 +151,32 @@ class Service:
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
-        for name, value in {
-            "relay_leads": int(self.relay.state.leads),
-            "relay_position": self.relay.state.position,
-            "relay_records_sent_total": self.relay.state.sent,
-            "relay_restarts_total": self.relay.state.restarts,
-            "consumer_applied_total": self.consumer.state.applied,
-            "consumer_skipped_total": self.consumer.state.skipped,
-            "consumer_unknown_total": self.consumer.state.unknown,
-            "consumer_parked_total": self.consumer.state.parked,
-            "consumer_restarts_total": self.consumer.state.restarts,
-            "consumer_assigned_partitions": len(self.consumer.state.assigned),
-            "healer_healed_total": self.healer.healed,
-        }.items():
-            Gauge(f"attache_{name}", name.replace("_", " "), ["service"], registry=registry).labels(self.name).set(
-                value
-            )
+        registry.register(self)
         return registry
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks a collector for."""
+        relay, consumer = self.relay.state, self.consumer.state
+        for name, gauge in {
+            "relay_leads": int(relay.leads),
+            "relay_position": relay.position,
+            "consumer_assigned_partitions": len(consumer.assigned),
+        }.items():
+            yield _labelled(GaugeMetricFamily(f"attache_{name}", _said(name), labels=["service"]), self.name, gauge)
+        for name, count in {
+            "relay_records_sent": relay.sent,
+            "relay_restarts": relay.restarts,
+            **{f"consumer_{outcome}": consumer.counts.get(outcome, 0) for outcome in OUTCOMES},
+            "consumer_restarts": consumer.restarts,
+            "healer_healed": self.healer.healed,
+        }.items():
+            yield _labelled(CounterMetricFamily(f"attache_{name}", _said(name), labels=["service"]), self.name, count)
 
 
 _BEHIND = """
 SELECT (SELECT count(*) FROM events, relay_cursor WHERE events.position > relay_cursor.position),
+    coalesce((SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float FROM events, relay_cursor
+        WHERE events.position > relay_cursor.position ORDER BY events.position LIMIT 1), 0),
     (SELECT count(*) FROM parked_messages), (SELECT count(*) FROM consumer_offsets WHERE behind)
 """
 
@@ -202,12 +193,19 @@ def make_service(
     apply: Mapping[str, Mapping[str, Apply]],
     bases: Mapping[str, str],
     token: str,
-    client: httpx.AsyncClient,
     migrations: str,
+    client: httpx.AsyncClient | None = None,
+    topic: Topic | None = None,
     applied: Callable[[], None] = lambda: None,
     committed: Sequence[Callable[[], None]] = (),
 ) -> Service:
-    """Wire one service's plumbing. `apply` holds, by the producing service, what each type of its messages does."""
+    """Wire one service's plumbing. `apply` holds, by the producing service, what each type of its messages does.
+
+    `topic` says what every topic of ours is like, whatever its name there. The client is closed with the service.
+    """
+    # proxies of the environment are passed over: these are our own addresses
+    client = client or httpx.AsyncClient(trust_env=False)
+    like = topic or Topic(name="any")
 
     def to_records(event: StoredEvent, epoch: int) -> Sequence[Any]:
         topics = (False, True) if event.open_sequence is not None else (False,)
@@ -217,18 +215,23 @@ def make_service(
         for woken in (relay.wake, *committed):
             woken()
 
-    relay = Relay(service=name, engine=engine, store=store, bus=bus, to_records=to_records)
+    def called(topic_name: str, partitions: int = like.partitions) -> Topic:
+        return dataclasses.replace(like, name=topic_name, partitions=partitions)
+
+    cleared = {producer: topic_of(producer, openly=False) for producer in apply}
+    topics = [*(called(topic_of(name, openly=openly)) for openly in (True, False)), called(dead_letter_topic(name), 1)]
+    relay = Relay(service=name, engine=engine, store=store, bus=bus, topics=topics, to_records=to_records)
     consumer = Consumer(
         group=f"attache.{name}",
         engine=engine,
         bus=bus,
-        topics=[topic_of(producer, openly=False) for producer in apply],
-        apply={type_: handler for handlers in apply.values() for type_, handler in handlers.items()},
+        topics=[called(topic_name) for topic_name in cleared.values()],
+        apply={versioned(type_): handler for handlers in apply.values() for type_, handler in handlers.items()},
         applied=applied,
     )
     logs = {
-        topic_of(producer, openly=False): MessageLog(client=client, service=producer, base=bases[producer], token=token)
-        for producer in apply
+        topic_name: MessageLog(client=client, service=producer, base=bases[producer], token=token)
+        for producer, topic_name in cleared.items()
     }
     return Service(
         name=name,
@@ -236,9 +239,11 @@ def make_service(
         store=store,
         desk=Desk(engine=engine, store=store, project=project, openly=openly, committed=after_commit),
         bus=bus,
+        topics=topics,
         relay=relay,
         consumer=consumer,
         healer=Healer(consumer, logs),
+        client=client,
         body_of=body_of,
         migrations=migrations,
     )
@@ -253,3 +258,28 @@ def lifespan_of(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyn
             yield
 
     return lifespan
+
+
+def versioned(type_: str) -> str:
+    """The type and version of a message as a consumer looks them up: those that this program's contracts know."""
+    return f"{type_}.v{MESSAGES[type_].VERSION}"
+
+
+async def _end(tasks: Sequence["asyncio.Task[None]"]) -> None:
+    left = set(tasks)
+    until = time.monotonic() + END_SECONDS
+    while left and time.monotonic() < until:
+        for task in left:
+            task.cancel()  # again, where one was lost in a connection's own error
+        _, left = await asyncio.wait(left, timeout=2.0)
+    for task in left:
+        log.error("task.hung", task=task.get_name())
+
+
+def _labelled(family: F, service: str, value: float) -> F:
+    family.add_metric([service], value)
+    return family
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")

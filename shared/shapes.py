@@ -1,51 +1,74 @@
 """What the bodies and things of every service's API are made of: pydantic bases and the few types they share."""
 
 import re
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, NaiveDatetime
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NaiveDatetime,
+    Strict,
+    WithJsonSchema,
+)
 
-_WALL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+T = TypeVar("T", bound=BaseModel)
 
 
-def _wall_text(value: object) -> object:
-    # pydantic would also take numbers, dates alone and fractions of a second
-    if isinstance(value, str) and not _WALL.fullmatch(value):
-        raise ValueError('a wall time is written "2023-11-07T18:25:00", without an offset')
-    if not isinstance(value, str | datetime):
-        raise ValueError('a wall time is a text like "2023-11-07T18:25:00"')
-    return value
+def _written(pattern: str, kind: type, said: str) -> BeforeValidator:
+    """Of all that pydantic takes (numbers, bare dates, seconds since 1970 as text) only this; values of ours pass."""
+    written = re.compile(pattern, re.ASCII)
 
+    def check(value: object) -> object:
+        if isinstance(value, kind) or (isinstance(value, str) and written.fullmatch(value)):
+            return value
+        raise ValueError(said)
 
-def _instant_text(value: object) -> object:
-    if not isinstance(value, str | datetime):
-        raise ValueError('an instant is a text like "2023-11-07T09:25:00Z"')
-    return value
+    return BeforeValidator(check)
 
 
 def _utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("an instant at the very edge of the calendar") from None
 
 
-def _duration_text(value: object) -> object:
-    if not isinstance(value, str | timedelta) or (isinstance(value, str) and not value.startswith("P")):
-        raise ValueError('a duration is an ISO 8601 text like "PT45M"')
-    return value
-
-
-WallTime = Annotated[NaiveDatetime, BeforeValidator(_wall_text), Field(examples=["2023-11-07T18:25:00"])]
-Instant = Annotated[
-    AwareDatetime, BeforeValidator(_instant_text), AfterValidator(_utc), Field(examples=["2023-11-07T09:25:00Z"])
+_DAY = r"\d{4}-\d\d-\d\d"
+_WALL = _DAY + r"T\d\d:\d\d(:\d\d)?"
+Day = Annotated[date, _written(_DAY, date, 'a day is written "2023-11-07"'), Field(examples=["2023-11-07"])]
+WallTime = Annotated[
+    NaiveDatetime,
+    _written(_WALL, datetime, 'a wall time is written "2023-11-07T18:25:00", without an offset'),
+    # JSON Schema's format date-time wants an offset
+    WithJsonSchema({"type": "string", "pattern": f"^{_WALL}$", "examples": ["2023-11-07T18:25:00"]}),
+    Field(description="by the clocks of the zone, without an offset"),
 ]
-Duration = Annotated[timedelta, BeforeValidator(_duration_text), Field(examples=["PT45M"])]
+Instant = Annotated[
+    AwareDatetime,
+    _written(
+        _DAY + r"[Tt]\d\d:\d\d(:\d\d(\.\d{1,6})?)?([Zz]|[+-]\d\d:\d\d)",
+        datetime,
+        'an instant is written "2023-11-07T09:25:00Z", with an offset',
+    ),
+    AfterValidator(_utc),
+    Field(examples=["2023-11-07T09:25:00Z"]),
+]
+Duration = Annotated[
+    timedelta,
+    _written(r"P[0-9DTHMSW.]+", timedelta, 'a duration is written "PT45M" (ISO 8601)'),
+    Field(examples=["PT45M"]),
+]
+Flag = Annotated[bool, Strict()]
 Zone = Annotated[str, Field(max_length=64, examples=["Asia/Tokyo"], description="an IANA name")]
 Line = Annotated[str, Field(max_length=300)]
 Prose = Annotated[str, Field(max_length=10_000)]
-Fold = Annotated[
-    int | None, Field(ge=0, le=1, description="which of the two, for a wall time that was twice (or never)")
-]
+Fold = Annotated[Literal[0, 1] | None, Field(description="which of the two, for a wall time that was twice (or never)")]
 ABSENT: Any = Field(default_factory=lambda: None)
 """The default of a patch's field: it may be absent, which is not the same as null (`Body.changes` leaves it out)."""
 
@@ -65,6 +88,13 @@ class Shape(BaseModel):
         raise NotImplementedError
 
 
+class Page(BaseModel, Generic[T]):
+    """A page of a list; `next` is the cursor of the page after it."""
+
+    items: list[T]
+    next: str | None
+
+
 class Body(BaseModel):
     """A command's body. What is not declared is refused: a misspelt field would otherwise be lost in silence."""
 
@@ -79,11 +109,16 @@ class Body(BaseModel):
         return {name: _value(getattr(self, name)) for name in self.model_fields_set if name not in without}
 
 
-class Nothing(Body):
+def example(body: dict[str, Any]) -> dict[str, Any]:
+    """A body as it may be sent, for the documentation."""
+    return {"examples": [body]}
+
+
+class Nothing(Body, json_schema_extra=example({})):
     """A command without fields; the body may be absent."""
 
 
-class Reason(Body):
+class Reason(Body, json_schema_extra=example({"reason": "The host is called away."})):
     """Why; a blank one is refused as `reason-missing`."""
 
     reason: Prose = ""

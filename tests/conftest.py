@@ -34,7 +34,7 @@ zoneinfo.reset_tzpath(())  # the pinned tzdata, as in every process of the appli
 hypothesis.settings.register_profile("attache", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("attache")
 
-pytest_plugins = ["tests.kafka_fixture"] if Path(__file__).with_name("kafka_fixture.py").exists() else []
+pytest_plugins = ["tests.kafka_fixture", "tests.feeds_fixture", "tests.demo_fixture"]
 
 MakeDatabase = Callable[..., Awaitable[str]]
 """`await make_database(migrations="services/schedule/migrations")` answers SQLAlchemy's address of a new database."""

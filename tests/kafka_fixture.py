@@ -6,7 +6,7 @@ Where none of them works the tests that need it are skipped with the reason; und
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,19 @@ def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield node.address
 
 
+@pytest.fixture(scope="session")
+def second_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    """Another node, from jars in any case: `breakable_kafka` is how a test takes it."""
+    with _node(tmp_path_factory.mktemp("second-kafka")) as node:
+        yield node
+
+
 @pytest.fixture
-def make_kafka_node(tmp_path: Path) -> Iterator[Callable[[], KafkaNode]]:
-    """Starts nodes of this test alone, to be stopped and killed. From jars in any case."""
-    nodes: list[KafkaNode] = []
-
-    def make() -> KafkaNode:
-        node = KafkaNode(tmp_path / f"kafka-{len(nodes)}", free_port())
-        nodes.append(node)
-        _start(node)
-        return node
-
-    yield make
-    for node in nodes:
-        node.kill()
+def breakable_kafka(second_kafka: KafkaNode) -> KafkaNode:
+    """A running node of this test alone, to be stopped and killed."""
+    if not second_kafka.alive():
+        _start(second_kafka)
+    return second_kafka
 
 
 @contextmanager

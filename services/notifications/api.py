@@ -143,15 +143,17 @@ async def _execute(
         return _with_address(state, f"{request.app.state.public_url}/feeds/{secret}.ics", 201 if issued else 200)
 
     given = await desk.execute(call, trip, act)
-    if secret is not None:
-        await _first_body(request.app.state.shelf, _hash(secret))
+    await _take_effect(request.app.state.shelf, secret)
     return response(given, f"/notifications/feed-links/{command.feed_link}")
 
 
-async def _first_body(shelf: Shelf, secret_hash: str) -> None:
-    """A feed that is answered is there: without this the first fetch might come before the first rendering."""
+async def _take_effect(shelf: Shelf, secret: str | None) -> None:
+    """What is answered holds: a revoked address opens nothing here any more, and a new one its feed.
+
+    Without this the first fetch might come before the first rendering.
+    """
     await shelf.look_again(FIRST_BODY_SECONDS)
-    if (card := shelf.card(secret_hash)) is not None:
+    if secret is not None and (card := shelf.card(_hash(secret))) is not None:
         await shelf.body_within(card.audience, FIRST_BODY_SECONDS)
 
 

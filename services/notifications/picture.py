@@ -187,13 +187,25 @@ def snapshot(rows: Iterable[tuple[str, UUID, int, Document]]) -> Picture:
 
     Kinds and fields that are not known are passed over, and so is a thing that lacks what its entry needs.
     """
+    things = ((kind, thing, read_thing(kind, thing, count, document)) for kind, thing, count, document in rows)
+    return assembled(things)
+
+
+def read_thing(kind: str, thing: UUID, count: int, document: Document) -> Any:
+    """One typed thing; None for a kind that is not known, and for one that lacks what its entry needs."""
+    read = _READERS.get(kind)
+    try:
+        return None if read is None else read(thing, count, document)
+    except KeyError:
+        return None
+
+
+def assembled(things: Iterable[tuple[str, UUID, Any]]) -> Picture:
+    """The picture of one trip from its things (kind, id, thing), as `read_thing` gives them."""
     held: dict[str, dict[UUID, Any]] = {kind: {} for kind in _READERS}
-    for kind, thing, count, document in rows:
-        if (read := _READERS.get(kind)) is not None:
-            try:
-                held[kind][thing] = read(thing, count, document)
-            except KeyError:
-                continue
+    for kind, thing, read in things:
+        if read is not None:
+            held[kind][thing] = read
     return Picture(
         trip=next(iter(held["trip"].values()), None),
         stops=held["stop"],

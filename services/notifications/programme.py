@@ -4,8 +4,8 @@
 beside what all of them show (title, kind, status, times, place). Pure: a picture and an audience in, entries out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
 from uuid import UUID
@@ -50,7 +50,18 @@ COLORS: Mapping[str, str] = {
 """By kind of meeting, and one each for stops and movements: names of CSS3, as RFC 7986, 5.9 asks."""
 
 
-def programme(picture: Picture, audience: Audience) -> list[Entry]:
+@dataclass(kw_only=True)
+class Made:
+    """One audience's entries as they were last made, each with all that it was made from.
+
+    What is made from the very same things need not be made again: `programme` with and without it are equal.
+    """
+
+    entries: dict[UUID, tuple[tuple[object, ...], Entry]] = field(default_factory=dict)
+    parties: Mapping[tuple[UUID, ...], list[str]] = field(default_factory=dict)
+
+
+def programme(picture: Picture, audience: Audience, made: Made | None = None) -> list[Entry]:
     """The entries of an audience's feed, in order of start, then id.
 
     Nothing for a delegation that is not known (yet), and nothing for a dissolved one: it takes part in nothing any
@@ -60,12 +71,25 @@ def programme(picture: Picture, audience: Audience) -> list[Entry]:
     if own is None or _dissolved(own):
         return []
     stops, movements, meetings = _items(picture, own)
-    reader = _reader(picture, audience, own, stops, meetings)
-    entries = [_stop_entry(stop, reader) for stop in stops.values()]
-    entries += [_movement_entry(movement, reader) for movement in movements]
-    entries += [_meeting_entry(meeting, reader) for meeting in meetings]
-    entries.sort(key=lambda entry: (entry.sort_instant, entry.id.int))
-    return entries
+    made = Made() if made is None else made
+    reader = _reader(picture, audience, own, meetings, made.parties)
+    entries: dict[UUID, tuple[tuple[object, ...], Entry]] = {}
+
+    def take(thing: UUID, make: Callable[..., Entry], *source: object) -> None:
+        known = made.entries.get(thing)
+        entries[thing] = known if known is not None and known[0] == source else (source, make(*source))
+
+    shown, alarm = reader.shows, reader.alarm
+    for stop in stops.values():
+        take(stop.id, _stop_entry, stop, reader.names.get(stop.host) if stop.host else None, shown)
+    for movement in movements:
+        take(movement.id, _movement_entry, movement, shown, alarm)
+    for meeting in meetings:
+        stop_of = picture.stops.get(meeting.stop)
+        linked = meeting.stop in stops
+        take(meeting.id, _meeting_entry, meeting, stop_of, linked, reader.parties[meeting.delegations], shown, alarm)
+    made.entries, made.parties = entries, reader.parties
+    return sorted((entry for _, entry in entries.values()), key=lambda entry: (entry.sort_instant, entry.id.int))
 
 
 def feed_name(picture: Picture, audience: Audience) -> str:
@@ -80,14 +104,11 @@ class _Reader:
     """What one audience may see, made once for all of its entries.
 
     `names` holds the delegations that may be named, `parties` the lines about who takes part, for each list of invited
-    delegations that occurs: meetings share them. `stops` are those of the feed, `picture` tells the city of a meeting
-    whose stop is not among them.
+    delegations that occurs: meetings share them.
     """
 
-    picture: Picture
     shows: frozenset[Part]
     alarm: timedelta | None
-    stops: Mapping[UUID, Stop]
     names: Mapping[UUID, str]
     parties: Mapping[tuple[UUID, ...], list[str]]
 
@@ -108,7 +129,11 @@ def _dissolved(delegation: Delegation) -> bool:
 
 
 def _reader(
-    picture: Picture, audience: Audience, own: Delegation, stops: Mapping[UUID, Stop], meetings: Sequence[Meeting]
+    picture: Picture,
+    audience: Audience,
+    own: Delegation,
+    meetings: Sequence[Meeting],
+    before: Mapping[tuple[UUID, ...], list[str]],
 ) -> _Reader:
     # A link at `full` is refused to any other kind when it is issued; should one exist all the same, it shows no more.
     shows = LEVELS["delegation" if audience.level == "full" and own.kind != "own" else audience.level]
@@ -119,8 +144,12 @@ def _reader(
         rostered &= {own.id} if "own-roster" in shows else set()
     names = {delegation: present[delegation].name for delegation in nameable}
     rosters = _rosters(picture, [present[delegation] for delegation in rostered], contacts="contacts" in shows)
-    parties = {invited: _parties(invited, names, rosters, shows) for invited in {m.delegations for m in meetings}}
-    return _Reader(picture=picture, shows=shows, alarm=audience.alarm, stops=stops, names=names, parties=parties)
+    parties = {}
+    for invited in {meeting.delegations for meeting in meetings}:
+        lines = _parties(invited, names, rosters, shows)
+        # the very lines of before where they are equal: each meeting's are compared with those that it was made from
+        parties[invited] = lines if (known := before.get(invited)) is None or known != lines else known
+    return _Reader(shows=shows, alarm=audience.alarm, names=names, parties=parties)
 
 
 def _parties(
@@ -155,15 +184,15 @@ def _person(member: Member, *, contacts: bool) -> str:
     return person(member.name, member.function)
 
 
-def _stop_entry(stop: Stop, reader: _Reader) -> Entry:
+def _stop_entry(stop: Stop, host: str | None, shows: frozenset[Part]) -> Entry:
     dropped = stop.status == "dropped"
     arrives = Moment(instant=stop.arrives_at, zone=stop.zone, wall=stop.arrives)
     departs = Moment(instant=stop.departs_at, zone=stop.zone, wall=stop.departs)
     text = [f"Arr. {moment_line(arrives, stop.place)}", f"Dep. {moment_line(departs, stop.place)}"]
     text += _assumed(stop.assumed)
     text += labelled("Country", stop.country)
-    text += labelled("Host", reader.names.get(stop.host) if stop.host else None)
-    text += _state(stop.status, stop.reason, reader.shows, called_off=dropped)
+    text += labelled("Host", host)
+    text += _state(stop.status, stop.reason, shows, called_off=dropped)
     return Entry(
         id=stop.id,
         sequence=stop.sequence,
@@ -183,7 +212,7 @@ def _stop_entry(stop: Stop, reader: _Reader) -> Entry:
     )
 
 
-def _movement_entry(movement: Movement, reader: _Reader) -> Entry:
+def _movement_entry(movement: Movement, shows: frozenset[Part], alarm: timedelta | None) -> Entry:
     dropped = movement.status == "dropped"
     origin, destination = movement.origin, movement.destination
     departs = Moment(instant=movement.departs_at, zone=origin.zone, wall=movement.departs)
@@ -194,10 +223,10 @@ def _movement_entry(movement: Movement, reader: _Reader) -> Entry:
         text.append(f"Left: {moment_line(shifted(departs, movement.left_at), origin.place)}")
     if movement.landed_at is not None:
         text.append(f"Landed: {moment_line(shifted(arrives, movement.landed_at), destination.place)}")
-    text += _hard(movement.hard, reader.shows)
+    text += _hard(movement.hard, shows)
     text += labelled("Mode", movement.mode)
-    text += _state(movement.status, movement.reason, reader.shows, called_off=dropped)
-    text += labelled("Notes", movement.notes if "notes" in reader.shows else None)
+    text += _state(movement.status, movement.reason, shows, called_off=dropped)
+    text += labelled("Notes", movement.notes if "notes" in shows else None)
     return Entry(
         id=movement.id,
         sequence=movement.sequence,
@@ -213,7 +242,7 @@ def _movement_entry(movement: Movement, reader: _Reader) -> Entry:
         color=COLORS["movement"],
         conference=None,
         related_to=None,
-        alarm=None if dropped else reader.alarm,
+        alarm=None if dropped else alarm,
     )
 
 
@@ -224,10 +253,17 @@ _STATUS: Mapping[str, Literal["TENTATIVE", "CONFIRMED", "CANCELLED"]] = {
 """A meeting in any other state is not sure to be held."""
 
 
-def _meeting_entry(meeting: Meeting, reader: _Reader) -> Entry:
+def _meeting_entry(
+    meeting: Meeting,
+    stop: Stop | None,
+    linked: bool,
+    parties: list[str],
+    shows: frozenset[Part],
+    alarm: timedelta | None,
+) -> Entry:
+    """`linked`: the feed has the stop's entry too. `parties` are the lines about who takes part."""
     status = _STATUS.get(meeting.status, "TENTATIVE")
     called_off = status == "CANCELLED"
-    stop = reader.picture.stops.get(meeting.stop)
     start = Moment(instant=meeting.starts_at, zone=meeting.zone, wall=meeting.start)
     end = shifted(start, meeting.ends_at)
     # Beside a time of another zone than the stop's, the city would be wrong.
@@ -243,17 +279,16 @@ def _meeting_entry(meeting: Meeting, reader: _Reader) -> Entry:
         transparent=called_off,
         location=_location(venue, stop),
         geo=None if venue is None else venue.geo,
-        text=(span_line(start, end, clock), *_meeting_text(meeting, reader, called_off=called_off)),
+        text=(span_line(start, end, clock), *_meeting_text(meeting, parties, shows, called_off=called_off)),
         categories=(meeting.kind,),
         color=COLORS.get(meeting.kind),
-        conference=_conference(venue, reader.shows),
-        related_to=meeting.stop if meeting.stop in reader.stops else None,
-        alarm=None if called_off else reader.alarm,
+        conference=_conference(venue, shows),
+        related_to=meeting.stop if linked else None,
+        alarm=None if called_off else alarm,
     )
 
 
-def _meeting_text(meeting: Meeting, reader: _Reader, *, called_off: bool) -> list[str]:
-    shows = reader.shows
+def _meeting_text(meeting: Meeting, parties: list[str], shows: frozenset[Part], *, called_off: bool) -> list[str]:
     text = _assumed(meeting.assumed)
     text += _hard(meeting.hard, shows)
     text.append(f"Kind: {meeting.kind}")
@@ -262,7 +297,7 @@ def _meeting_text(meeting: Meeting, reader: _Reader, *, called_off: bool) -> lis
         text += listed("Topics", meeting.topics)
     if "press" in shows and (press := meeting.press) is not None:
         text.append(f"Press: {access_line(press.tag, press.preset, press.final, meeting.start)}")
-    text += reader.parties[meeting.delegations]
+    text += parties
     if "notes" in shows:
         text += labelled("Notes", meeting.notes)
     return text

@@ -42,7 +42,7 @@ class Known:
 
 
 async def project(connection: AsyncConnection, changed: Sequence[Changed[Any]]) -> None:
-    """Write the rows of issued, rotated and revoked links; a link's audience is made with its first link, and marked."""
+    """Write the rows of links that changed; a link's audience is made with its first link, and its trip marked."""
     for change in changed:
         link: FeedLink = change.state
         row = {
@@ -89,7 +89,8 @@ async def known_delegation(connection: AsyncConnection, trip: UUID, delegation: 
     """A delegation and its trip, when both have been heard of."""
     driver = await driver_of(connection)
     rows = await driver.fetch(
-        "SELECT kind, trip, document FROM things WHERE (kind = 'trip' AND id = $1) OR (kind = 'delegation' AND id = $2)",
+        "SELECT kind, trip, document FROM things "
+        "WHERE (kind = 'trip' AND id = $1) OR (kind = 'delegation' AND id = $2)",
         trip,
         delegation,
     )
@@ -125,7 +126,9 @@ async def rebuild(connection: AsyncConnection) -> int:
 
     Links, revisions and bodies are this service's own facts and stay. Returns how many links were folded anew.
     """
-    await connection.execute(text("LOCK TABLE feed_links, things, consumer_marks, consumer_offsets IN EXCLUSIVE MODE"))
+    # in the order in which a consumer's transaction comes by them, so that the two wait and never deadlock
+    tables_in_order = "consumer_offsets, consumer_marks, parked_messages, things, feed_links"
+    await connection.execute(text(f"LOCK TABLE {tables_in_order} IN EXCLUSIVE MODE"))
     await connection.execute(text("DELETE FROM things"))
     await connection.execute(text("DELETE FROM consumer_marks"))
     await connection.execute(text("DELETE FROM parked_messages"))

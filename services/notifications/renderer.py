@@ -2,19 +2,16 @@
 
 A trip is locked, its marks are taken, and only then is the picture read: what was committed with a mark is seen. All
 audiences of the trip are rendered from that one reading, so that an audience that is new cannot miss a change either.
-An item whose block is the same keeps its LAST-MODIFIED; one whose block changed gets the second of this rendering,
-which is later than any before. Nothing is rendered while a consumer is catching up.
+Nothing is rendered while a consumer is catching up; whether one is, is asked after the picture was read, so that a
+rebuild that begins meanwhile empties no feed. Seconds are the database's, one clock for all replicas.
 """
 
 import asyncio
 import contextlib
-import gzip
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -22,79 +19,45 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.notifications.entry import Entry
-from services.notifications.feed import Draft, calendar, draft, stamped, zones_of
-from services.notifications.picture import Picture, snapshot
-from services.notifications.programme import Audience, feed_name, programme
+from services.notifications.programme import Audience
+from services.notifications.rendering import Caches, Rendering, Revision, TripCache, compressed, etag_of, render
 from shared.database import driver_of, is_away
 
 POLL_SECONDS = 0.25
+BUSY_SECONDS = 0.05
+FAILED_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""How long a trip that could not be rendered is left alone; a new mark is tried at once."""
 BODIES_LOCK = (3, 0)
 """Bodies become visible in the order of their places, so that a shelf with a cursor misses none."""
+
+_MARKED = """
+SELECT trip, max(id) AS mark FROM marks WHERE NOT EXISTS (SELECT FROM consumer_offsets WHERE behind)
+GROUP BY trip ORDER BY min(id)
+"""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
-    """What an item's block last was in one audience's feed, and when it became that."""
+class Newest:
+    """What is known of an audience's newest body; version 0 before the first."""
 
-    digest: bytes
-    last_modified: datetime
+    version: int
+    etag: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rendering:
-    """One audience's body, and the revisions that are new with it."""
+class Rest:
+    """A trip is left alone until then (monotonic seconds), or, if a mark is named, until there is a newer one."""
 
-    audience: UUID
-    body: bytes
-    revised: Mapping[UUID, Revision]
-
-
-@dataclass(kw_only=True)
-class BlockCache:
-    """The blocks of one audience's last rendering: an entry that is equal in equal zones is not written again."""
-
-    zones: Mapping[str, bytes | None] = field(default_factory=dict)
-    drafts: dict[UUID, tuple[Entry, Draft]] = field(default_factory=dict)
-
-    def of(self, entries: Sequence[Entry], zones: Mapping[str, bytes | None], domain: str) -> list[Draft]:
-        """A draft for each entry, in their order; what is no longer there is forgotten."""
-        kept = self.drafts if zones == self.zones else {}
-        drafts: dict[UUID, tuple[Entry, Draft]] = {}
-        for entry in entries:
-            before = kept.get(entry.id)
-            same = before is not None and before[0] == entry
-            drafts[entry.id] = before if same and before else (entry, draft(entry, domain=domain, zones=zones))
-        self.zones, self.drafts = zones, drafts
-        return [drafted for _, drafted in drafts.values()]
+    until: float
+    mark: int | None = None
+    failures: int = 0
 
 
-def render(
-    picture: Picture,
-    audience: UUID,
-    reader: Audience,
-    *,
-    domain: str,
-    now: datetime,
-    revisions: Mapping[UUID, Revision],
-    cache: BlockCache,
-) -> Rendering:
-    """One audience's body from a picture: pure, but for the cache, which changes nothing but the time it takes."""
-    entries = programme(picture, reader)
-    zones = zones_of(entries)
-    second = now.replace(microsecond=0)
-    revised: dict[UUID, Revision] = {}
-    blocks = []
-    for entry, drafted in zip(entries, cache.of(entries, zones, domain), strict=True):
-        known = revisions.get(entry.id)
-        if known is None or known.digest != drafted.digest:
-            later = second if known is None else max(second, known.last_modified + timedelta(seconds=1))
-            known = revised[entry.id] = Revision(digest=drafted.digest, last_modified=later)
-        blocks.append(stamped(drafted, known.last_modified))
-    used = [zone for zone in zones.values() if zone is not None]
-    return Rendering(audience=audience, body=calendar(feed_name(picture, reader), used, blocks), revised=revised)
+class CatchingUp(Exception):
+    """The picture is not whole: what was begun is taken back, and the marks stand."""
 
 
 class Renderer:
@@ -106,7 +69,8 @@ class Renderer:
         self._domain = domain
         self._rendered = rendered
         self._woken = asyncio.Event()
-        self._caches: dict[UUID, BlockCache] = {}
+        self._caches = Caches()
+        self._resting: dict[UUID, Rest] = {}
 
     def wake(self) -> None:
         """There may be new marks."""
@@ -115,8 +79,9 @@ class Renderer:
     async def run(self) -> None:
         """Render for ever."""
         while True:
+            self._woken.clear()
             try:
-                pause = await self._round()
+                pause = await self.round()
             except Exception as error:
                 if not is_away(error):
                     log.exception("renderer.failed")
@@ -124,7 +89,6 @@ class Renderer:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()
-            self._woken.clear()
 
     async def waiting(self) -> int:
         """How many trips have marks."""
@@ -132,90 +96,116 @@ class Renderer:
             count: int | None = await connection.scalar(text("SELECT count(DISTINCT trip) FROM marks"))
         return count or 0
 
-    async def _round(self) -> float:
-        """Render what may be rendered now; returns for how long there is nothing more to do."""
+    async def round(self) -> float:
+        """Render what may be rendered now; returns for how long there is nothing more to do, unless one is woken."""
         async with self._engine.connect() as connection:
-            if await connection.scalar(text("SELECT EXISTS (SELECT FROM consumer_offsets WHERE behind)")):
-                return POLL_SECONDS
-            trips = list(await connection.scalars(text("SELECT DISTINCT trip FROM marks LIMIT 1000")))
-        too_early = False
-        for trip in trips:
+            marked = await (await driver_of(connection)).fetch(_MARKED)
+        self._resting = {row["trip"]: self._resting[row["trip"]] for row in marked if row["trip"] in self._resting}
+        for row in marked:
+            trip, mark = row["trip"], row["mark"]
+            rest = self._resting.get(trip)
+            if rest and time.monotonic() < rest.until and (rest.mark is None or mark <= rest.mark):
+                continue
             try:
-                too_early |= not await self._trip(trip)
+                await self._trip(trip)
+            except CatchingUp:
+                return POLL_SECONDS
             except Exception as error:
                 if is_away(error):
                     raise
-                # a failure of rendering parks nothing: the marks stand, and the next round tries again
+                # a failure of rendering parks nothing: the marks stand, and it is tried again
                 log.exception("rendering.failed", trip=str(trip))
-                too_early = True
-        if too_early:
-            return max(0.005, 1.0 - time.time() % 1.0)
-        return POLL_SECONDS
+                self._fail(trip, mark)
+        now = time.monotonic()
+        return min([POLL_SECONDS, *(max(0.001, rest.until - now) for rest in self._resting.values())])
 
-    async def _trip(self, trip: UUID) -> bool:
-        """Render one trip; False if its last rendering was in this very second, or is going on elsewhere."""
+    async def _trip(self, trip: UUID) -> None:
+        """Render one trip, or let it rest if its last rendering was in this very second, or is going on elsewhere."""
         async with self._engine.begin() as connection:
-            await connection.execute(
-                text("INSERT INTO renderings VALUES (:trip, 0) ON CONFLICT DO NOTHING"), {"trip": trip}
-            )
-            second = await connection.scalar(
-                text("SELECT second FROM renderings WHERE trip = :trip FOR UPDATE SKIP LOCKED"), {"trip": trip}
-            )
-            now = datetime.now(UTC)
-            if second is None or int(now.timestamp()) <= second:
-                return False
-            taken = await connection.execute(text("DELETE FROM marks WHERE trip = :trip"), {"trip": trip})
-            if taken.rowcount == 0:
-                return True
-            await connection.execute(
-                text("UPDATE renderings SET second = :second WHERE trip = :trip"),
-                {"trip": trip, "second": int(now.timestamp())},
-            )
-            written = await self._audiences(connection, trip, now)
+            now = await self._begin(connection, trip)
+            if now is None:
+                return
+            driver = await driver_of(connection)
+            taken: list[int] = [row["id"] for row in await driver.fetch(_TAKE_MARKS, trip)]
+            if not taken:
+                return
+            written, failed = await self._audiences(driver, trip, now)
+            if failed:
+                await driver.execute(_PUT_MARK_BACK, max(taken), trip)
         if written:
             self.bodies += written
             self._rendered()
-        log.info("trip.rendered", trip=str(trip), bodies=written)
-        return True
+        log.info("trip.rendered", trip=str(trip), bodies=written, failed=failed)
+        if failed:
+            self._fail(trip, max(taken))
 
-    async def _audiences(self, connection: AsyncConnection, trip: UUID, now: datetime) -> int:
-        """Render every audience of the trip from one reading of the picture; returns how many bodies are new."""
-        driver = await driver_of(connection)
+    async def _begin(self, connection: AsyncConnection, trip: UUID) -> datetime | None:
+        """Lock the trip; returns the instant of the rendering, None if it may not be now.
+
+        A last rendering in the future means that the clock was put back: there is no sense in waiting for it.
+        """
+        values = {"trip": trip}
+        await connection.execute(text("INSERT INTO renderings VALUES (:trip, 0) ON CONFLICT DO NOTHING"), values)
+        locked = await connection.scalar(text(_LOCK_TRIP), values)
+        if locked is None:
+            self._resting[trip] = Rest(until=time.monotonic() + BUSY_SECONDS)
+            return None
+        now: datetime | None = await connection.scalar(text(_NEXT_SECOND), values)
+        if now is None:
+            left = 1.0 - locked.microsecond / 1e6
+            self._resting[trip] = Rest(until=time.monotonic() + left)
+        return now
+
+    async def _audiences(self, driver: Any, trip: UUID, now: datetime) -> tuple[int, int]:
+        """Render every audience of the trip from one reading; returns how many bodies are new, how many failed."""
         audiences = await driver.fetch(
-            "SELECT id, delegation, level, alarm_seconds FROM audiences WHERE trip = $1", trip
+            "SELECT id, delegation, level, alarm_seconds FROM audiences WHERE trip = $1 ORDER BY id", trip
         )
         if not audiences:
-            return 0
-        rows = await driver.fetch("SELECT kind, id, sequence, document FROM things WHERE trip = $1", trip)
-        revisions = await self._revisions(driver, [audience["id"] for audience in audiences])
+            return 0, 0
+        ids = [audience["id"] for audience in audiences]
+        rows = [tuple(row) for row in await driver.fetch(_THINGS, trip)]
+        revisions = await _revisions(driver, ids)
+        newest = await _newest(driver, ids)
+        if await driver.fetchval("SELECT EXISTS (SELECT FROM consumer_offsets WHERE behind)"):
+            raise CatchingUp
+        cache = self._caches.take(trip)
         domain = self._domain()
 
-        def rendered() -> list[Rendering]:
-            picture = snapshot((row["kind"], row["id"], row["sequence"], json.loads(row["document"])) for row in rows)
+        def rendered() -> list[tuple[UUID, Rendering, bytes | None]]:
+            picture = cache.picture(rows)
+            cache.keep(ids)
             return [
-                render(
-                    picture,
+                (
                     audience["id"],
-                    reader_of(audience),
-                    domain=domain,
-                    now=now,
-                    revisions=revisions.get(audience["id"], {}),
-                    cache=self._caches.setdefault(audience["id"], BlockCache()),
+                    done,
+                    None if etag_of(done.body) == newest[audience["id"]].etag else compressed(done.body),
                 )
                 for audience in audiences
+                if (done := _rendered(picture, audience, domain, now, revisions, cache)) is not None
             ]
 
-        return await _store(driver, await asyncio.to_thread(rendered), now)
+        renderings = await asyncio.to_thread(rendered)
+        self._caches.put(trip, cache)
+        return await _store(driver, renderings, newest, now), len(audiences) - len(renderings)
 
-    async def _revisions(self, driver: Any, audiences: Sequence[UUID]) -> dict[UUID, dict[UUID, Revision]]:
-        rows = await driver.fetch(
-            "SELECT audience, item, digest, last_modified FROM revisions WHERE audience = ANY($1)", audiences
-        )
-        known: dict[UUID, dict[UUID, Revision]] = {}
-        for row in rows:
-            revision = Revision(digest=row["digest"], last_modified=row["last_modified"])
-            known.setdefault(row["audience"], {})[row["item"]] = revision
-        return known
+    def _fail(self, trip: UUID, mark: int) -> None:
+        before = self._resting.get(trip)
+        failures = before.failures if before else 0
+        pause = FAILED_SECONDS[min(failures, len(FAILED_SECONDS) - 1)]
+        self._resting[trip] = Rest(until=time.monotonic() + pause, mark=mark, failures=failures + 1)
+
+
+_LOCK_TRIP = "SELECT clock_timestamp() FROM renderings WHERE trip = :trip FOR UPDATE SKIP LOCKED"
+_NEXT_SECOND = """
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now)
+UPDATE renderings SET second = floor(extract(epoch FROM clock.now)) FROM clock
+WHERE trip = :trip AND second <> floor(extract(epoch FROM clock.now)) RETURNING clock.now
+"""
+_TAKE_MARKS = "DELETE FROM marks WHERE trip = $1 RETURNING id"
+_PUT_MARK_BACK = "INSERT INTO marks (id, trip) OVERRIDING SYSTEM VALUE VALUES ($1, $2)"
+"""Under its own number: other replicas, too, try once and then let it rest."""
+_THINGS = "SELECT kind, id, sequence, document FROM things WHERE trip = $1 ORDER BY kind, id"
 
 
 def reader_of(audience: Mapping[str, Any]) -> Audience:
@@ -224,34 +214,74 @@ def reader_of(audience: Mapping[str, Any]) -> Audience:
     return Audience(delegation=audience["delegation"], level=audience["level"], alarm=alarm)
 
 
-async def _store(driver: Any, renderings: Iterable[Rendering], now: datetime) -> int:
+def _rendered(
+    picture: Any,
+    audience: Mapping[str, Any],
+    domain: str,
+    now: datetime,
+    revisions: Mapping[UUID, Mapping[UUID, Revision]],
+    cache: TripCache,
+) -> Rendering | None:
+    """One audience's rendering; None where it fails: the trip's other audiences do not wait for it."""
+    known: UUID = audience["id"]
+    try:
+        return render(
+            picture,
+            reader_of(audience),
+            domain=domain,
+            now=now,
+            revisions=revisions.get(known, {}),
+            cache=cache.audiences[known],
+        )
+    except Exception:
+        log.exception("audience.failed", audience=str(known))
+        return None
+
+
+async def _revisions(driver: Any, audiences: Sequence[UUID]) -> dict[UUID, dict[UUID, Revision]]:
+    rows = await driver.fetch(
+        "SELECT audience, item, digest, last_modified FROM revisions WHERE audience = ANY($1)", audiences
+    )
+    known: dict[UUID, dict[UUID, Revision]] = {}
+    for row in rows:
+        revision = Revision(digest=row["digest"], last_modified=row["last_modified"])
+        known.setdefault(row["audience"], {})[row["item"]] = revision
+    return known
+
+
+async def _newest(driver: Any, audiences: Sequence[UUID]) -> dict[UUID, Newest]:
+    """What the newest body of each audience is; one index look-up each, however long its history."""
+    rows = await driver.fetch(
+        "SELECT audience, newest.* FROM unnest($1::uuid[]) AS audience LEFT JOIN LATERAL (SELECT version, etag, since "
+        "FROM bodies WHERE bodies.audience = audience.audience ORDER BY version DESC LIMIT 1) AS newest ON true",
+        audiences,
+    )
+    return {
+        row["audience"]: Newest(version=row["version"] or 0, etag=row["etag"] or "", since=row["since"]) for row in rows
+    }
+
+
+async def _store(
+    driver: Any,
+    renderings: Sequence[tuple[UUID, Rendering, bytes | None]],
+    newest: Mapping[UUID, Newest],
+    now: datetime,
+) -> int:
     """Write revisions, and the bodies that differ from the newest ones; returns how many those were."""
-    renderings = list(renderings)
     await driver.executemany(
         "INSERT INTO revisions VALUES ($1, $2, $3, $4) ON CONFLICT (audience, item) "
         "DO UPDATE SET digest = excluded.digest, last_modified = excluded.last_modified",
         [
-            (rendering.audience, item, revision.digest, revision.last_modified)
-            for rendering in renderings
+            (audience, item, revision.digest, revision.last_modified)
+            for audience, rendering, _ in renderings
             for item, revision in rendering.revised.items()
         ],
     )
-    newest = {
-        row["audience"]: row
-        for row in await driver.fetch(
-            "SELECT DISTINCT ON (audience) audience, version, etag FROM bodies WHERE audience = ANY($1) "
-            "ORDER BY audience, version DESC",
-            [rendering.audience for rendering in renderings],
-        )
-    }
-    fresh = []
-    for rendering in renderings:
-        etag = etag_of(rendering.body)
-        before = newest.get(rendering.audience)
-        if before is None or before["etag"] != etag:
-            version = before["version"] + 1 if before else 1
-            # mtime=0: the same bytes on every replica
-            fresh.append((rendering.audience, version, now, etag, gzip.compress(rendering.body, 6, mtime=0)))
+    fresh = [
+        (audience, newest[audience].version + 1, _since(newest[audience], now), etag_of(rendering.body), body)
+        for audience, rendering, body in renderings
+        if body is not None
+    ]
     if fresh:
         await driver.execute("SELECT pg_advisory_xact_lock($1, $2)", *BODIES_LOCK)
         await driver.executemany(
@@ -260,6 +290,8 @@ async def _store(driver: Any, renderings: Iterable[Rendering], now: datetime) ->
     return len(fresh)
 
 
-def etag_of(body: bytes) -> str:
-    """The strong tag of exactly these bytes, without quotes."""
-    return hashlib.sha256(body).hexdigest()[:32]
+def _since(before: Newest, now: datetime) -> datetime:
+    """When a new body begins: in a later second than the one before, since HTTP's dates have no fractions."""
+    if not before.version:
+        return now
+    return max(now, before.since.replace(microsecond=0) + timedelta(seconds=1))

@@ -33,6 +33,7 @@ instance = Table(
     metadata,
     Column("one", Boolean, primary_key=True),
     Column("domain", Text, nullable=False),
+    Column("renderer", Text, nullable=False),
 )
 things = Table(
     "things",

@@ -16,13 +16,37 @@ log = structlog.get_logger()
 
 
 async def write_fetches(engine: AsyncEngine, fetches: Fetches) -> None:
-    """Write down who fetched what, every few seconds, for ever, and once more at the end."""
+    """Write down who fetched what, every few seconds, for ever; who stops it calls `write_down` once more."""
+    while True:
+        await asyncio.sleep(WRITE_SECONDS)
+        await write_down(engine, fetches)
+
+
+async def write_down(engine: AsyncEngine, fetches: Fetches) -> None:
+    """Write down what was noted so far; while the database is away it is kept."""
+    taken = fetches.take()
+    if not taken:
+        return
     try:
-        while True:
-            await asyncio.sleep(WRITE_SECONDS)
-            await _write(engine, fetches)
-    finally:
-        await asyncio.shield(_write(engine, fetches))
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT 1"))
+            driver = await driver_of(connection)
+            # in order of their ids, so that two replicas wait and never deadlock
+            await driver.executemany(
+                "INSERT INTO fetches AS f VALUES ($1, $2, $3, $4, $5) ON CONFLICT (feed_link) DO UPDATE SET "
+                "at = greatest(f.at, excluded.at), count = f.count + excluded.count, "
+                "client = CASE WHEN f.at <= excluded.at THEN excluded.client ELSE f.client END, "
+                "version = CASE WHEN f.at <= excluded.at THEN excluded.version ELSE f.version END",
+                [
+                    (link, one.at, one.client, one.version, one.count)
+                    for link, one in sorted(taken.items(), key=lambda item: item[0])
+                ],
+            )
+    except BaseException as error:
+        fetches.give_back(taken)  # also when this is the task's end: what is noted is written once more then
+        if not is_away(error):
+            raise
+        log.warning("fetches.unwritten", links=len(taken))
 
 
 async def forget_old_bodies(engine: AsyncEngine, days: int) -> None:
@@ -33,7 +57,8 @@ async def forget_old_bodies(engine: AsyncEngine, days: int) -> None:
                 await connection.execute(
                     text(
                         "DELETE FROM bodies b USING bodies later WHERE later.audience = b.audience "
-                        "AND later.version = b.version + 1 AND later.since < clock_timestamp() - make_interval(days => :days)"
+                        "AND later.version = b.version + 1 "
+                        "AND later.since < clock_timestamp() - make_interval(days => :days)"
                     ),
                     {"days": days},
                 )
@@ -41,24 +66,3 @@ async def forget_old_bodies(engine: AsyncEngine, days: int) -> None:
             if not is_away(error):
                 raise
         await asyncio.sleep(FORGET_SECONDS)
-
-
-async def _write(engine: AsyncEngine, fetches: Fetches) -> None:
-    taken = fetches.take()
-    if not taken:
-        return
-    try:
-        async with engine.begin() as connection:
-            await connection.execute(text("SELECT 1"))
-            driver = await driver_of(connection)
-            await driver.executemany(
-                "INSERT INTO fetches AS f VALUES ($1, $2, $3, $4, $5) ON CONFLICT (feed_link) DO UPDATE SET "
-                "at = greatest(f.at, excluded.at), client = excluded.client, version = excluded.version, "
-                "count = f.count + excluded.count",
-                [(link, one.at, one.client, one.version, one.count) for link, one in sorted(taken.items())],
-            )
-    except Exception as error:
-        if not is_away(error):
-            raise
-        # who fetched what is worth less than the service: while the database is away it is not remembered
-        log.warning("fetches.lost", links=len(taken))

@@ -1,4 +1,4 @@
-"""The participants' commands over HTTP: a body becomes a command, the rules decide on it, and the thing is the answer."""
+"""The participants' commands over HTTP: a body becomes a command, the rules decide, and the thing is the answer."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from services.participants import delegation as delegations
 from services.participants import member as members
 from services.participants import shapes
-from services.participants.projections import DELEGATION, MEMBER, MODELS, known_trip
+from services.participants.projections import DELEGATION, MEMBER, MODELS, check_trip
 from shared.command import Answer, Desk, Transaction, answer_with
 from shared.http import Call
 from shared.openapi import COMMAND, problems
@@ -33,7 +33,6 @@ for_members: dict[str, Any] = {"tags": ["members"], "responses": problems(*COMMA
 )
 async def register_delegation(trip: UUID, body: shapes.RegisterDelegation, call: Planner, desk: At) -> Response:
     """Named people who travel, receive, take part or report."""
-    await known_trip(desk.engine, trip)
     command = delegations.RegisterDelegation(trip=trip, delegation=body.id or uuid4(), **body.values("id"))
     return await _on_delegation(call, desk, trip, command, 201)
 
@@ -116,9 +115,11 @@ async def _on_delegation(
     call: Call, desk: Desk, trip: UUID, command: delegations.Command, status: int = 200
 ) -> Response:
     async def act(transaction: Transaction) -> Answer:
-        registered = isinstance(command, delegations.RegisterDelegation)
-        before = await (transaction.load if registered else transaction.get)(DELEGATION, command.delegation)
+        registering = isinstance(command, delegations.RegisterDelegation)
+        before = await (transaction.load if registering else transaction.get)(DELEGATION, command.delegation)
         after = transaction.record(DELEGATION, command.delegation, delegations.decide(command, before))
+        if registering:
+            await check_trip(transaction.connection, trip)
         await _follow(transaction, command, before, after)
         return answer_with(DELEGATION, after, status)
 

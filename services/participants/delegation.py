@@ -186,13 +186,13 @@ def registered(delegation: Delegation | None) -> Delegation:
     if delegation is None:
         raise NotFound("There is no such delegation.")
     if delegation.status != "registered":
-        raise WrongState("The delegation is dissolved.", status=delegation.status)
+        raise WrongState("The delegation is dissolved.", state=delegation.status)
     return delegation
 
 
 def _register(command: RegisterDelegation, delegation: Delegation | None) -> list[Event]:
     if delegation is not None:
-        raise WrongState("There is a delegation with this id already.", status=delegation.status)
+        raise WrongState("There is a delegation with this id already.", state=delegation.status)
     required_text("name", command.name)
     whole = DelegationFields(
         name=command.name, kind=command.kind, status="registered", head=None, order=(), reason=None

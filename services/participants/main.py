@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import httpx
 from fastapi import FastAPI
 
 from services.participants import api, projections, published, queries, reactions
 from services.participants.settings import ParticipantsSettings
 from shared.bus import Bus
-from shared.bus_choice import make_bus
+from shared.bus_choice import make_bus, topic_like
 from shared.database import make_engine
 from shared.http import install
 from shared.service import Service, lifespan_of, make_service
@@ -31,7 +30,7 @@ def make(settings: ParticipantsSettings, *, bus: Bus | None = None) -> Service:
         apply={"schedule": reactions.APPLY},
         bases=_bases(settings),
         token=settings.service_token.get_secret_value(),
-        client=httpx.AsyncClient(),
+        topic=topic_like(settings),
         migrations=MIGRATIONS,
     )
 

@@ -171,7 +171,7 @@ def fall_with_delegation(member: Member, reason: str) -> list[Event]:
 
 def _add(command: AddMember, member: Member | None, delegation: Delegation) -> list[Event]:
     if member is not None:
-        raise WrongState("There is a member with this id already.", status=member.status)
+        raise WrongState("There is a member with this id already.", state=member.status)
     required_text("personal", command.personal.name)
     _check_head(command.member, command.function, delegation)
     whole = MemberFields(
@@ -213,5 +213,5 @@ def _on_roster(member: Member | None) -> Member:
     if member is None:
         raise NotFound("There is no such member.")
     if member.status != "on-roster":
-        raise WrongState("The member is withdrawn.", status=member.status)
+        raise WrongState("The member is withdrawn.", state=member.status)
     return member

@@ -3,13 +3,12 @@
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.participants import delegation, member, shapes, tables
 from shared.command import Kind
-from shared.errors import WrongState
+from shared.errors import NotYetKnown, WrongState
 from shared.event_store import Codec, EventStore
-from shared.known import until_known
 from shared.read_models import ReadModel, ReadModels
 
 DELEGATION = Kind(name=delegation.NAME, evolve=delegation.evolve, show=shapes.Delegation.shown)
@@ -26,12 +25,10 @@ MODELS = ReadModels(
 )
 
 
-async def known_trip(engine: AsyncEngine, trip: UUID) -> None:
-    """The trip is known here and not cancelled. Raises NotYetKnown, WrongState."""
-
-    async def look() -> str | None:
-        async with engine.connect() as connection:
-            return await connection.scalar(select(tables.known_trips.c.status).where(tables.known_trips.c.id == trip))
-
-    if await until_known(look, f"the trip {trip}") == "cancelled":
-        raise WrongState("The trip is cancelled.", status="cancelled")
+async def check_trip(connection: AsyncConnection, trip: UUID) -> None:
+    """The trip is known here and not cancelled. Raises `NotYetKnown`, `WrongState`."""
+    status = await connection.scalar(select(tables.known_trips.c.status).where(tables.known_trips.c.id == trip))
+    if status is None:
+        raise NotYetKnown(f"there is no trip {trip} here yet", trip=str(trip))
+    if status == "cancelled":
+        raise WrongState("The trip is cancelled.", state=status)

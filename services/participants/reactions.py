@@ -19,7 +19,7 @@ async def trip_planned(connection: AsyncConnection, message: Message) -> None:
 
 
 async def trip_cancelled(connection: AsyncConnection, message: Message) -> None:
-    """Nobody is added to a cancelled trip."""
+    """No delegation is registered for a cancelled trip."""
     cancelled = contracts.read(contracts.TripCancelled, message.body)
     await connection.execute(known_trips.update().where(known_trips.c.id == cancelled.trip).values(status="cancelled"))
 

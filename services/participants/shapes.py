@@ -7,7 +7,7 @@ from pydantic import Field
 
 from services.participants import member
 from services.participants.delegation import DelegationKind, MemberFunction
-from shared.shapes import ABSENT, Body, Line, NewId, Prose, Shape
+from shared.shapes import ABSENT, Body, Line, NewId, Prose, Shape, example
 
 
 class Personal(Shape):
@@ -43,35 +43,48 @@ class Member(Shape):
     reason: str | None
 
 
-class RegisterDelegation(Body):
+class RegisterDelegation(Body, json_schema_extra=example({"name": "Host delegation of Japan", "kind": "host"})):
     id: NewId
     name: Line = Field(examples=["Host delegation of Japan"])
     kind: DelegationKind
 
 
-class RenameDelegation(Body):
+class RenameDelegation(Body, json_schema_extra=example({"name": "Delegation of Japan"})):
     name: Line
 
 
-class NameHead(Body):
+class NameHead(Body, json_schema_extra=example({"member": "5f0d3c1a-8b6e-4d6f-9c9a-1e2d3f4a5b6c"})):
     member: UUID
 
 
-class ReorderMembers(Body):
+class ReorderMembers(
+    Body,
+    json_schema_extra=example(
+        {"members": ["5f0d3c1a-8b6e-4d6f-9c9a-1e2d3f4a5b6c", "a3b1c2d4-5e6f-4a7b-8c9d-0e1f2a3b4c5d"]}
+    ),
+):
     members: Annotated[list[UUID], Field(max_length=1000)]
 
 
-class AddMember(Body):
+class AddMember(
+    Body,
+    json_schema_extra=example(
+        {
+            "function": "interpreter",
+            "personal": {"name": "Dana Whitfield", "title": "Interpreter", "contact": None},
+        }
+    ),
+):
     id: NewId
     person: UUID | None = Field(default=None, description="the same person elsewhere; else a new one")
     function: MemberFunction
     personal: Personal
 
 
-class ChangeMember(Body):
+class ChangeMember(Body, json_schema_extra=example({"function": "note-taker"})):
     function: MemberFunction = ABSENT
     personal: Personal = ABSENT
 
 
-class Withdraw(Body):
+class Withdraw(Body, json_schema_extra=example({"reason": "Stays in Tokyo."})):
     reason: Prose | None = None

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Body
-from sqlalchemy import select
 from starlette.responses import Response
 
 from services.schedule import meeting as meetings
@@ -16,12 +15,18 @@ from services.schedule import movement as movements
 from services.schedule import shapes
 from services.schedule import stop as stops
 from services.schedule import trip as trips
-from services.schedule.projections import MEETING, MODELS, MOVEMENT, STOP, TRIP, engagements, trip_facts
-from services.schedule.tables import known_delegations
+from services.schedule.projections import (
+    MEETING,
+    MODELS,
+    MOVEMENT,
+    STOP,
+    TRIP,
+    check_delegations,
+    engagements,
+    trip_facts,
+)
 from shared.command import Answer, Desk, Kind, Transaction, answer_with
-from shared.errors import Invalid, WrongState
 from shared.http import Call
-from shared.known import until_known
 from shared.openapi import COMMAND, problems
 from shared.routes import At, Planner, response
 from shared.shapes import Nothing, Reason
@@ -73,7 +78,6 @@ async def cancel_trip(trip: UUID, call: Planner, desk: At, body: Reason = Reason
 @router.post("/trips/{trip}/stops", status_code=201, response_model=shapes.Stop, summary="AddStop", **for_stops)
 async def add_stop(trip: UUID, body: shapes.AddStop, call: Planner, desk: At) -> Response:
     """One city, from arrival to departure by its own clocks."""
-    await _known(desk, trip, [body.host] if body.host else [])
     command = stops.AddStop(trip=trip, stop=body.id or uuid4(), **body.values("id"))
     return await _on_stop(call, desk, trip, command, 201)
 
@@ -83,7 +87,6 @@ async def change_stop(stop: UUID, body: shapes.ChangeStop, call: Planner, desk: 
     """What is absent stays as it is. No live meeting may be left outside."""
     trip = await _trip_of(desk, STOP.name, stop)
     changes = body.changes("arrives_fold", "departs_fold")
-    await _known(desk, trip, [changes["host"]] if changes.get("host") else [])
     folds = {"arrives_fold": body.arrives_fold, "departs_fold": body.departs_fold}
     return await _on_stop(call, desk, trip, stops.ChangeStop(stop=stop, changes=_as(changes), **_as(folds)))
 
@@ -144,7 +147,6 @@ async def report_wheels_down(movement: UUID, body: shapes.Wheels, call: Planner,
 )
 async def schedule_meeting(trip: UUID, body: shapes.ScheduleMeeting, call: Planner, desk: At) -> Response:
     """Anything on the programme. It lies within the stay at its stop."""
-    await _known(desk, trip, body.delegations)
     command = meetings.ScheduleMeeting(trip=trip, meeting=body.id or uuid4(), **body.values("id"))
     return await _on_meeting(call, desk, trip, command, 201)
 
@@ -198,10 +200,8 @@ async def reinstate_meeting(meeting: UUID, call: Planner, desk: At, _: Empty = N
 )
 async def invite_delegation(meeting: UUID, body: shapes.Invite, call: Planner, desk: At) -> Response:
     """The meeting appears in the delegation's feed."""
-    trip = await _trip_of(desk, MEETING.name, meeting)
-    await _known(desk, trip, [body.delegation])
     command = meetings.InviteDelegation(meeting=meeting, delegation=body.delegation)
-    return await _on_meeting(call, desk, trip, command)
+    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
 
 
 @router.post(
@@ -235,7 +235,10 @@ async def _on_stop(call: Call, desk: Desk, trip: UUID, command: stops.Command, s
         stop = await (transaction.load if added else transaction.get)(STOP, command.stop)
         held = await engagements(transaction.connection, command.stop)
         events = stops.decide(command, stop, facts.status, facts.stays, held)
-        return answer_with(STOP, transaction.record(STOP, command.stop, events), status)
+        after = transaction.record(STOP, command.stop, events)
+        if after.host and (stop is None or stop.host != after.host):
+            await check_delegations(transaction.connection, trip, {after.host})
+        return answer_with(STOP, after, status)
 
     return response(await desk.execute(call, trip, act), f"/schedule/stops/{command.stop}")
 
@@ -257,7 +260,10 @@ async def _on_meeting(call: Call, desk: Desk, trip: UUID, command: meetings.Comm
         scheduled = isinstance(command, meetings.ScheduleMeeting)
         meeting = await (transaction.load if scheduled else transaction.get)(MEETING, command.meeting)
         events = meetings.decide(command, meeting, facts.status, facts.stays)
-        return answer_with(MEETING, transaction.record(MEETING, command.meeting, events), status)
+        after = transaction.record(MEETING, command.meeting, events)
+        invited = set(after.delegations) - set(meeting.delegations if meeting else ())
+        await check_delegations(transaction.connection, trip, invited)
+        return answer_with(MEETING, after, status)
 
     return response(await desk.execute(call, trip, act), f"/schedule/meetings/{command.meeting}")
 
@@ -278,23 +284,6 @@ async def _cancel_items(transaction: Transaction, reason: str) -> None:
 async def _trip_of(desk: Desk, kind: str, thing: UUID) -> UUID:
     async with desk.engine.connect() as connection:
         return await MODELS.trip_of(connection, kind, thing)
-
-
-async def _known(desk: Desk, trip: UUID, delegations: list[UUID]) -> None:
-    """Each of them is a live delegation of this trip. Raises NotYetKnown, Invalid, WrongState."""
-    for delegation in delegations:
-
-        async def look(delegation: UUID = delegation) -> Any:
-            columns = known_delegations.c
-            async with desk.engine.connect() as connection:
-                found = await connection.execute(select(columns.trip, columns.status).where(columns.id == delegation))
-                return found.one_or_none()
-
-        row = await until_known(look, f"the delegation {delegation}")
-        if row.trip != trip:
-            raise Invalid.field("delegation", f"{delegation} is not a delegation of this trip")
-        if row.status == "dissolved":
-            raise WrongState("The delegation is dissolved.", delegation=str(delegation))
 
 
 def _as(value: Any) -> Any:

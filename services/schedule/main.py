@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-import httpx
 from fastapi import FastAPI
 
 from services.schedule import api, projections, published, queries, reactions
 from services.schedule.settings import ScheduleSettings
 from services.schedule.wall_time import pin_time_zones
 from shared.bus import Bus
-from shared.bus_choice import make_bus
+from shared.bus_choice import make_bus, topic_like
 from shared.database import make_engine
 from shared.http import install
 from shared.service import Service, lifespan_of, make_service
@@ -32,7 +31,7 @@ def make(settings: ScheduleSettings, *, bus: Bus | None = None) -> Service:
         apply={"participants": reactions.APPLY},
         bases=_bases(settings),
         token=settings.service_token.get_secret_value(),
-        client=httpx.AsyncClient(),
+        topic=topic_like(settings),
         migrations=MIGRATIONS,
     )
 

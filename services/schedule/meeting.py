@@ -299,7 +299,7 @@ def retime(meeting: Meeting, now: datetime) -> list[Event]:
 
 def _schedule(command: ScheduleMeeting, meeting: Meeting | None, stays: Sequence[Stay]) -> list[Event]:
     if meeting is not None:
-        raise WrongState("There is a meeting with this id already.", status=meeting.status)
+        raise WrongState("There is a meeting with this id already.", state=meeting.status)
     stay = live_stay(command.stop, stays)
     given = MeetingFields(
         stop=command.stop,
@@ -351,7 +351,7 @@ def _revise(meeting: Meeting, changes: MeetingText) -> list[Event]:
 
 def _confirm(meeting: Meeting) -> list[Event]:
     if meeting.status != "tentative":
-        raise WrongState(f"The meeting is {meeting.status}.", status=meeting.status)
+        raise WrongState(f"The meeting is {meeting.status}.", state=meeting.status)
     changed, was = differing(meeting, MeetingFields(status="confirmed"))
     return [MeetingConfirmed(trip=meeting.trip, meeting=meeting.id, changed=changed, was=was)]
 
@@ -363,7 +363,7 @@ def _cancel(meeting: Meeting, reason: str) -> list[Event]:
 
 def _reinstate(meeting: Meeting, stays: Sequence[Stay]) -> list[Event]:
     if meeting.status != "cancelled":
-        raise WrongState(f"The meeting is {meeting.status}.", status=meeting.status)
+        raise WrongState(f"The meeting is {meeting.status}.", state=meeting.status)
     check_inside(live_stay(meeting.stop, stays), meeting.starts_at, meeting.ends_at)
     whole = cast(MeetingFields, {name: getattr(meeting, name) for name in MeetingFields.__annotations__})
     whole |= MeetingFields(status=meeting.cancelled_from or "tentative", reason=None)
@@ -393,7 +393,7 @@ def _known(meeting: Meeting | None) -> Meeting:
 
 def _live(meeting: Meeting | None) -> Meeting:
     if _known(meeting).status == "cancelled":
-        raise WrongState("The meeting is cancelled.", status="cancelled")
+        raise WrongState("The meeting is cancelled.", state="cancelled")
     return _known(meeting)
 
 

@@ -239,7 +239,7 @@ def retime(movement: Movement, now: datetime) -> list[Event]:
 
 def _add(command: AddMovement, movement: Movement | None, stays: Sequence[Stay]) -> list[Event]:
     if movement is not None:
-        raise WrongState("There is a movement with this id already.", status=movement.status)
+        raise WrongState("There is a movement with this id already.", state=movement.status)
     required_text("label", command.label)
     check_place("from", command.origin)
     check_place("to", command.destination)
@@ -321,7 +321,7 @@ def _live(movement: Movement | None) -> Movement:
     if movement is None:
         raise NotFound("There is no such movement.")
     if movement.status != "planned":
-        raise WrongState("The movement is dropped.", status=movement.status)
+        raise WrongState("The movement is dropped.", state=movement.status)
     return movement
 
 

@@ -1,5 +1,6 @@
 """The read models of the schedule service, and what its rules ask of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from services.schedule import meeting, movement, shapes, stop, tables, trip
 from services.schedule.stay import Engagement, Stay
 from services.schedule.trip import TripStatus
 from shared.command import Kind
-from shared.errors import NotFound
+from shared.errors import Invalid, NotFound, NotYetKnown, WrongState
 from shared.event_store import Codec, EventStore
 from shared.read_models import ReadModel, ReadModels
 
@@ -77,3 +78,19 @@ async def engagements(connection: AsyncConnection, at: UUID) -> tuple[Engagement
         .order_by(columns.starts_at, columns.id)
     )
     return tuple(Engagement(meeting=row.id, starts_at=row.starts_at, ends_at=row.ends_at) for row in rows)
+
+
+async def check_delegations(connection: AsyncConnection, trip: UUID, delegations: Collection[UUID]) -> None:
+    """Each can be named as a host or a guest of this trip. Raises `NotYetKnown`, `Invalid`, `WrongState`."""
+    if not delegations:
+        return
+    columns = tables.known_delegations.c
+    rows = await connection.execute(select(columns.id, columns.trip, columns.status).where(columns.id.in_(delegations)))
+    known = {row.id: row for row in rows}
+    for delegation in sorted(delegations):
+        if (row := known.get(delegation)) is None:
+            raise NotYetKnown(f"there is no delegation {delegation} here yet", delegation=str(delegation))
+        if row.trip != trip:
+            raise Invalid.field("delegation", f"{delegation} is not a delegation of this trip")
+        if row.status == "dissolved":
+            raise WrongState("The delegation is dissolved.", delegation=str(delegation))

@@ -3,19 +3,19 @@
 from uuid import UUID
 
 from fastapi import APIRouter
-from sqlalchemy import Column, Table, select
+from sqlalchemy import Column, Table
 from starlette.responses import Response
 
 from services.schedule import shapes, tables
-from shared.errors import NotFound
 from shared.openapi import QUERY, problems
-from shared.queries import Cursor, Limit, list_things, show_thing
+from shared.queries import Cursor, Limit, check_there, list_things, show_thing
 from shared.routes import At, Reader
+from shared.shapes import Page
 
 router = APIRouter(prefix="/schedule", responses=problems(*QUERY))
 
 
-@router.get("/trips", tags=["trips"], summary="The trips, by their first day")
+@router.get("/trips", tags=["trips"], response_model=Page[shapes.Trip], summary="The trips, by their first day")
 async def list_trips(_: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """`{"items": [...], "next": cursor or null}`, as all lists."""
     return await list_things(desk.engine, tables.trips, tables.trips.c.starts_on, cursor=cursor, limit=limit)
@@ -27,7 +27,9 @@ async def show_trip(trip: UUID, call: Reader, desk: At) -> Response:
     return await show_thing(desk.engine, call, tables.trips, "trip", trip)
 
 
-@router.get("/trips/{trip}/stops", tags=["stops"], summary="The stops of a trip, by arrival")
+@router.get(
+    "/trips/{trip}/stops", tags=["stops"], response_model=Page[shapes.Stop], summary="The stops of a trip, by arrival"
+)
 async def list_stops(trip: UUID, _: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """Dropped ones included."""
     return await _of_trip(desk, tables.stops, tables.stops.c.arrives_at, trip, cursor, limit)
@@ -39,7 +41,12 @@ async def show_stop(stop: UUID, call: Reader, desk: At) -> Response:
     return await show_thing(desk.engine, call, tables.stops, "stop", stop)
 
 
-@router.get("/trips/{trip}/movements", tags=["movements"], summary="The movements of a trip, by departure")
+@router.get(
+    "/trips/{trip}/movements",
+    tags=["movements"],
+    response_model=Page[shapes.Movement],
+    summary="The movements of a trip, by departure",
+)
 async def list_movements(trip: UUID, _: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """Dropped ones included."""
     return await _of_trip(desk, tables.movements, tables.movements.c.departs_at, trip, cursor, limit)
@@ -51,7 +58,12 @@ async def show_movement(movement: UUID, call: Reader, desk: At) -> Response:
     return await show_thing(desk.engine, call, tables.movements, "movement", movement)
 
 
-@router.get("/trips/{trip}/meetings", tags=["meetings"], summary="The meetings of a trip, by start")
+@router.get(
+    "/trips/{trip}/meetings",
+    tags=["meetings"],
+    response_model=Page[shapes.Meeting],
+    summary="The meetings of a trip, by start",
+)
 async def list_meetings(trip: UUID, _: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """Cancelled ones included."""
     return await _of_trip(desk, tables.meetings, tables.meetings.c.starts_at, trip, cursor, limit)
@@ -66,7 +78,5 @@ async def show_meeting(meeting: UUID, call: Reader, desk: At) -> Response:
 async def _of_trip(
     desk: At, table: Table, order: Column[object], trip: UUID, cursor: str | None, limit: int
 ) -> Response:
-    async with desk.engine.connect() as connection:
-        if await connection.scalar(select(tables.trips.c.id).where(tables.trips.c.id == trip)) is None:
-            raise NotFound(f"there is no trip {trip}")
+    await check_there(desk.engine, tables.trips, "trip", trip)
     return await list_things(desk.engine, table, order, where=table.c.trip == trip, cursor=cursor, limit=limit)

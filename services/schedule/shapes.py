@@ -10,7 +10,22 @@ from services.schedule import venue
 from services.schedule.meeting import MeetingKind
 from services.schedule.movement import MovementMode
 from services.schedule.trip import Place as PlaceValue
-from shared.shapes import ABSENT, Body, Duration, Fold, Instant, Line, NewId, Prose, Shape, WallTime, Zone
+from shared.shapes import (
+    ABSENT,
+    Body,
+    Day,
+    Duration,
+    Flag,
+    Fold,
+    Instant,
+    Line,
+    NewId,
+    Prose,
+    Shape,
+    WallTime,
+    Zone,
+    example,
+)
 
 
 class Place(Shape):
@@ -117,16 +132,38 @@ class Meeting(Shape):
     reason: str | None
 
 
-class PlanTrip(Body):
+class PlanTrip(
+    Body,
+    json_schema_extra=example(
+        {
+            "title": "Secretary of State, November 2023",
+            "principals": ["Secretary of State"],
+            "home": {"place": "Washington", "zone": "America/New_York"},
+            "starts_on": "2023-11-02",
+            "ends_on": "2023-11-10",
+        }
+    ),
+):
     id: NewId
     title: Line = Field(examples=["Secretary of State, November 2023"])
     principals: Annotated[list[Line], Field(max_length=20, examples=[["Secretary of State"]])]
     home: Place
-    starts_on: date
-    ends_on: date
+    starts_on: Day
+    ends_on: Day
 
 
-class AddStop(Body):
+class AddStop(
+    Body,
+    json_schema_extra=example(
+        {
+            "place": "Tokyo",
+            "country": "Japan",
+            "zone": "Asia/Tokyo",
+            "arrives": "2023-11-07T10:00:00",
+            "departs": "2023-11-08T17:00:00",
+        }
+    ),
+):
     id: NewId
     place: Line = Field(examples=["Tokyo"])
     country: Line = Field(examples=["Japan"])
@@ -136,10 +173,10 @@ class AddStop(Body):
     departs: WallTime = Field(examples=["2023-11-08T17:00:00"])
     departs_fold: Fold = None
     host: UUID | None = None
-    assumed: bool = False
+    assumed: Flag = False
 
 
-class ChangeStop(Body):
+class ChangeStop(Body, json_schema_extra=example({"departs": "2023-11-08T18:30:00", "assumed": True})):
     place: Line = ABSENT
     country: Line = ABSENT
     zone: Zone = ABSENT
@@ -148,14 +185,26 @@ class ChangeStop(Body):
     departs: WallTime = ABSENT
     departs_fold: Fold = None
     host: UUID | None = ABSENT
-    assumed: bool = ABSENT
+    assumed: Flag = ABSENT
 
 
-class Drop(Body):
+class Drop(Body, json_schema_extra=example({"reason": "The aircraft goes straight on."})):
     reason: Prose | None = None
 
 
-class AddMovement(Body):
+class AddMovement(
+    Body,
+    json_schema_extra=example(
+        {
+            "mode": "flight",
+            "label": "Tel Aviv to Amman",
+            "from": {"place": "Tel Aviv", "zone": "Asia/Jerusalem"},
+            "to": {"place": "Amman", "zone": "Asia/Amman"},
+            "departs": "2023-11-03T19:30:00",
+            "arrives": "2023-11-03T21:10:00",
+        }
+    ),
+):
     id: NewId
     mode: MovementMode
     label: Line = Field(examples=["Tel Aviv to Amman"])
@@ -166,12 +215,14 @@ class AddMovement(Body):
     departs_fold: Fold = None
     arrives: WallTime = Field(examples=["2023-11-03T21:10:00"])
     arrives_fold: Fold = None
-    hard: bool = False
-    assumed: bool = False
+    hard: Flag = False
+    assumed: Flag = False
     notes: Prose | None = None
 
 
-class ChangeMovement(Body):
+class ChangeMovement(
+    Body, json_schema_extra=example({"departs": "2023-11-03T19:45:00", "arrives": "2023-11-03T21:25:00"})
+):
     mode: MovementMode = ABSENT
     label: Line = ABSENT
     origin: Origin = ABSENT
@@ -181,16 +232,29 @@ class ChangeMovement(Body):
     departs_fold: Fold = None
     arrives: WallTime = ABSENT
     arrives_fold: Fold = None
-    hard: bool = ABSENT
-    assumed: bool = ABSENT
+    hard: Flag = ABSENT
+    assumed: Flag = ABSENT
     notes: Prose | None = ABSENT
 
 
-class Wheels(Body):
+class Wheels(Body, json_schema_extra=example({"at": "2023-11-03T17:34:00Z"})):
     at: Instant
 
 
-class ScheduleMeeting(Body):
+class ScheduleMeeting(
+    Body,
+    json_schema_extra=example(
+        {
+            "stop": "7c0e5a52-4c2e-4f7b-9a53-2f7c0a1d9b10",
+            "title": "Foreign Minister Kamikawa",
+            "kind": "bilateral",
+            "start": "2023-11-07T18:25:00",
+            "duration": "PT45M",
+            "venue": {"name": "Iikura Guest House", "geo": [35.66, 139.74]},
+            "topics": ["The Indo-Pacific"],
+        }
+    ),
+):
     id: NewId
     stop: UUID
     title: Line = Field(examples=["Foreign Minister Kamikawa"])
@@ -204,31 +268,36 @@ class ScheduleMeeting(Body):
     topics: Annotated[list[Line], Field(max_length=50)] = []
     notes: Prose | None = Field(default=None, description="internal")
     press: Press | None = None
-    hard: bool = False
-    assumed: bool = False
+    hard: Flag = False
+    assumed: Flag = False
     delegations: Annotated[list[UUID], Field(max_length=100)] = []
 
 
-class RescheduleMeeting(Body):
+class RescheduleMeeting(Body, json_schema_extra=example({"start": "2023-11-07T18:40:00", "duration": "PT30M"})):
     start: WallTime = ABSENT
     zone: Zone = ABSENT
     fold: Fold = None
     duration: Duration = ABSENT
-    hard: bool = ABSENT
-    assumed: bool = ABSENT
+    hard: Flag = ABSENT
+    assumed: Flag = ABSENT
 
 
-class MoveMeeting(Body):
+class MoveMeeting(Body, json_schema_extra=example({"venue": {"name": "Ministry of Foreign Affairs"}})):
     stop: UUID = ABSENT
     venue: Venue | None = ABSENT
     start: WallTime = ABSENT
     zone: Zone = ABSENT
     fold: Fold = None
     duration: Duration = ABSENT
-    assumed: bool = ABSENT
+    assumed: Flag = ABSENT
 
 
-class ReviseMeeting(Body):
+class ReviseMeeting(
+    Body,
+    json_schema_extra=example(
+        {"topics": ["The Indo-Pacific", "Japan's G7 presidency"], "press": {"tag": "spray-at-top"}}
+    ),
+):
     title: Line = ABSENT
     kind: MeetingKind = ABSENT
     topics: Annotated[list[Line], Field(max_length=50)] = ABSENT
@@ -236,5 +305,5 @@ class ReviseMeeting(Body):
     press: Press | None = ABSENT
 
 
-class Invite(Body):
+class Invite(Body, json_schema_extra=example({"delegation": "0b8f6f0e-2a9d-4b0a-8d9e-6f5f1c3a7e21"})):
     delegation: UUID

@@ -205,7 +205,7 @@ def retime(stop: Stop, now: datetime) -> list[Event]:
 
 def _add(command: AddStop, stop: Stop | None, stays: Sequence[Stay]) -> list[Event]:
     if stop is not None:
-        raise WrongState("There is a stop with this id already.", status=stop.status)
+        raise WrongState("There is a stop with this id already.", state=stop.status)
     required_text("place", command.place)
     arrival = resolve(command.arrives, command.zone, command.arrives_fold)
     departure = resolve(command.departs, command.zone, command.departs_fold)
@@ -258,7 +258,7 @@ def _live(stop: Stop | None) -> Stop:
     if stop is None:
         raise NotFound("There is no such stop.")
     if stop.status != "planned":
-        raise WrongState("The stop is dropped.", status=stop.status)
+        raise WrongState("The stop is dropped.", state=stop.status)
     return stop
 
 

@@ -155,7 +155,7 @@ def evolve(trip: Trip | None, event: Event) -> Trip:
 def require_open(trip_status: TripStatus) -> None:
     """WrongState for any command on the items of a cancelled trip."""
     if trip_status == "cancelled":
-        raise WrongState("The trip is cancelled.", status=trip_status)
+        raise WrongState("The trip is cancelled.", state=trip_status)
 
 
 def check_place(name: str, place: Place) -> None:
@@ -166,7 +166,7 @@ def check_place(name: str, place: Place) -> None:
 
 def _plan(command: PlanTrip, trip: Trip | None) -> list[Event]:
     if trip is not None:
-        raise WrongState("There is a trip with this id already.", status=trip.status)
+        raise WrongState("There is a trip with this id already.", state=trip.status)
     required_text("title", command.title)
     if not command.principals or not all(principal.strip() for principal in command.principals):
         raise Invalid.field("principals", "a trip has at least one principal, and each is named by an office")
@@ -193,5 +193,5 @@ def _pass_on(trip: Trip | None, wanted: TripFields, before: tuple[TripStatus, ..
     if trip is None:
         raise NotFound("There is no such trip.")
     if trip.status not in before:
-        raise WrongState(f"The trip is {trip.status}.", status=trip.status)
+        raise WrongState(f"The trip is {trip.status}.", state=trip.status)
     return differing(trip, wanted)

@@ -3,9 +3,14 @@
 A test that asks for `feed_case` runs once for each set.
 """
 
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -31,6 +36,9 @@ ZONES_THAT_BITE = (
     "Pacific/Apia",
 )
 
+HERE = Path(__file__).parent
+ICALJS_FOLDERS = (HERE / "js" / "node_modules" / "ical.js", HERE.parents[1] / "node_modules" / "ical.js")
+
 FeedCase = tuple[str, tuple[Entry, ...]]
 Render = Callable[[str, Sequence[Entry]], bytes]
 
@@ -50,6 +58,26 @@ def render() -> Render:
 def meeting() -> Entry:
     """A confirmed meeting in which every field has a value of its own."""
     return MEETING
+
+
+@pytest.fixture(scope="session")
+def icaljs() -> Callable[[bytes], list[dict[str, str | None]]]:
+    """Reads a calendar with ical.js: `npm ci --prefix tests/notifications/js` brings it. Under CI=true a must."""
+    node = shutil.which("node")
+    package = next((folder for folder in ICALJS_FOLDERS if folder.is_dir()), None)
+    if node is None or package is None:
+        reason = "ical.js is not here: it needs node, and `npm ci --prefix tests/notifications/js`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def read(body: bytes) -> list[dict[str, str | None]]:
+        program = [node, str(HERE / "read_with_icaljs.mjs"), str(package)]
+        done = subprocess.run(program, input=body, capture_output=True, check=True, timeout=30)
+        events: list[dict[str, str | None]] = json.loads(done.stdout)
+        return events
+
+    return read
 
 
 @pytest.fixture

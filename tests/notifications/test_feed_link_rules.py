@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from services.notifications.feed_link import (
     EVENTS,
+    NAME,
     SECRET_FIELDS,
     Audience,
     Command,
@@ -313,6 +314,7 @@ def test_link_event_without_its_secret_fields_shows_no_hash(event: Event) -> Non
 
 
 def test_link_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "feed_link"
     assert tuple(type(event) for event in EXAMPLES) == EVENTS
 
 

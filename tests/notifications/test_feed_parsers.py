@@ -4,15 +4,10 @@ Each set of entries is read twice where a reader goes by VTIMEZONE: under its ow
 time zone database knows, so that the VTIMEZONE alone has to tell.
 """
 
-import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import icalendar
@@ -24,33 +19,10 @@ from services.notifications.entry import Days, Entry
 vobject: Any = import_module("vobject")  # neither says its types
 recurring_ical_events: Any = import_module("recurring_ical_events")
 
-HERE = Path(__file__).parent
-ICALJS_FOLDERS = (HERE / "js" / "node_modules" / "ical.js", HERE.parents[1] / "node_modules" / "ical.js")
-
 FeedCase = tuple[str, tuple[Entry, ...]]
 Render = Callable[[str, Sequence[Entry]], bytes]
 Times = tuple[date, date]
 """Start and end: instants in UTC, or the first day and the day after the last."""
-
-
-@pytest.fixture(scope="session")
-def icaljs() -> Callable[[bytes], list[dict[str, str | None]]]:
-    """Reads a calendar with ical.js: `npm ci --prefix tests/notifications/js` brings it. Under CI=true a must."""
-    node = shutil.which("node")
-    package = next((folder for folder in ICALJS_FOLDERS if folder.is_dir()), None)
-    if node is None or package is None:
-        reason = "ical.js is not here: it needs node, and `npm ci --prefix tests/notifications/js`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    def read(body: bytes) -> list[dict[str, str | None]]:
-        program = [node, str(HERE / "read_with_icaljs.mjs"), str(package)]
-        done = subprocess.run(program, input=body, capture_output=True, check=True, timeout=30)
-        events: list[dict[str, str | None]] = json.loads(done.stdout)
-        return events
-
-    return read
 
 
 def test_icalendar_reads_every_instant(feed_case: FeedCase, render: Render) -> None:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from services.participants.delegation import (
     EVENTS,
+    NAME,
     Command,
     Delegation,
     DelegationChange,
@@ -113,8 +114,11 @@ def test_delegation_of_each_kind_is_registered(kind: DelegationKind) -> None:
 
 
 def test_delegation_has_a_name() -> None:
-    refused(Invalid, replace(REGISTER, name=" "))
-    refused(Invalid, replace(RENAME, name=""), REGISTERED)
+    for refusal in (
+        refused(Invalid, replace(REGISTER, name=" ")),
+        refused(Invalid, replace(RENAME, name=""), REGISTERED),
+    ):
+        assert refusal.members["errors"][0]["loc"] == ["body", "name"]
 
 
 def test_delegation_is_renamed() -> None:
@@ -172,7 +176,7 @@ def test_delegation_is_not_dissolved_without_a_reason(reason: str) -> None:
 
 @pytest.mark.parametrize("command", [RENAME, HEAD, REORDER, DISSOLVE], ids=lambda command: type(command).__name__)
 def test_delegation_that_is_dissolved_or_was_never_registered_takes_no_command(command: Command) -> None:
-    assert refused(WrongState, command, *STAFFED, DISSOLVED).members == {"status": "dissolved"}
+    assert refused(WrongState, command, *STAFFED, DISSOLVED).members == {"state": "dissolved"}
     refused(NotFound, command)
 
 
@@ -259,7 +263,22 @@ def test_delegation_event_survives_json(event: Event) -> None:
 
 
 def test_delegation_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "delegation"
     assert tuple(type(event) for event in EXAMPLES) == EVENTS
+
+
+def test_kinds_and_functions_are_those_of_the_trade() -> None:
+    assert get_args(DelegationKind) == ("own", "host", "partner", "press")
+    assert get_args(MemberFunction) == (
+        "head",
+        "principal",
+        "member",
+        "interpreter",
+        "note-taker",
+        "press",
+        "security",
+        "staff",
+    )
 
 
 PEOPLE = [ANN, BEN, CLO, STRANGER]

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from services.participants.delegation import Delegation, MemberFunction
 from services.participants.member import (
     EVENTS,
+    NAME,
     AddMember,
     ChangeMember,
     Command,
@@ -114,7 +115,8 @@ def test_member_is_added_once() -> None:
 def test_member_has_a_name() -> None:
     nameless = replace(PERSONAL, name=" ")
     assert refused(Invalid, replace(ADD, personal=nameless)).members["errors"][0]["loc"] == ["body", "personal"]
-    refused(Invalid, change({"personal": nameless}), [ADDED])
+    refusal = refused(Invalid, change({"personal": nameless}), [ADDED])
+    assert refusal.members["errors"][0]["loc"] == ["body", "personal"]
 
 
 def test_member_may_lack_title_and_contact() -> None:
@@ -156,7 +158,7 @@ def test_head_may_withdraw() -> None:
 
 @pytest.mark.parametrize("command", [change({"function": "staff"}), WITHDRAW], ids=["change", "withdraw"])
 def test_member_that_is_withdrawn_or_was_never_added_takes_no_command(command: Command) -> None:
-    assert refused(WrongState, command, [ADDED, WITHDRAWN]).members == {"status": "withdrawn"}
+    assert refused(WrongState, command, [ADDED, WITHDRAWN]).members == {"state": "withdrawn"}
     refused(NotFound, command)
 
 
@@ -240,4 +242,5 @@ def test_member_event_as_json_has_what_is_personal_in_one_object() -> None:
 
 
 def test_member_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "member"
     assert tuple(type(event) for event in EXAMPLES) == EVENTS

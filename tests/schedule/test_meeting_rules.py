@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from services.schedule.meeting import (
     EVENTS,
+    NAME,
     CancelMeeting,
     Command,
     ConfirmMeeting,
@@ -42,10 +43,10 @@ from services.schedule.meeting import (
     fall_with_trip,
     retime,
 )
-from services.schedule.meeting_fields import MeetingPlace, MeetingText, MeetingTiming
+from services.schedule.meeting_fields import MeetingKind, MeetingPlace, MeetingText, MeetingTiming
 from services.schedule.stay import Engagement, Stay
 from services.schedule.trip import TripStatus
-from services.schedule.venue import Press, Venue
+from services.schedule.venue import Press, PressTag, Venue
 from services.schedule.wall_time import Fold, tz_release
 from shared.errors import (
     Invalid,
@@ -318,6 +319,21 @@ def test_meeting_is_not_changed_to_what_makes_no_sense(command: Command, field: 
     assert field_of(refused(Invalid, command, SCHEDULED)) == field
 
 
+@pytest.mark.parametrize("geo", [(90.0, 180.0), (-90.0, -180.0), (0.0, 0.0), None])
+def test_meeting_may_be_anywhere_on_the_globe(geo: tuple[float, float] | None) -> None:
+    assert len(when(replace(SCHEDULE, venue=replace(VENUE, geo=geo)))) == 1
+
+
+def test_press_may_be_let_in_for_the_last_time_when_it_has_set_up() -> None:
+    assert len(when(replace(SCHEDULE, press=replace(TAG, final=TAG.preset)))) == 1
+    assert len(when(replace(SCHEDULE, press=replace(TAG, preset=None)))) == 1
+
+
+def test_meeting_may_take_three_days() -> None:
+    long = (replace(STAYS[0], departs_at=utc(12, 0)),)
+    assert len(when(replace(SCHEDULE, duration=timedelta(hours=72)), stays=long)) == 1
+
+
 def test_meeting_needs_a_zone_of_the_database() -> None:
     refused(ZoneAbbreviated, replace(SCHEDULE, zone="IST"))
     refused(ZoneAbbreviated, reschedule({"zone": "CST"}), SCHEDULED)
@@ -407,6 +423,8 @@ def test_meeting_in_another_zone_keeps_its_wall_time() -> None:
 def test_meeting_is_not_rescheduled_out_of_its_stay() -> None:
     refused(OutsideStay, reschedule({"start": datetime(2023, 11, 8, 16, 30)}), SCHEDULED)
     refused(OutsideStay, reschedule({"duration": timedelta(hours=24)}), SCHEDULED)
+    earlier_to_the_same_end = MeetingTiming(start=datetime(2023, 11, 7, 9, 10), duration=timedelta(hours=10))
+    refused(OutsideStay, reschedule(earlier_to_the_same_end), SCHEDULED)
     refused(OutsideStay, move({"start": datetime(2023, 11, 7, 9, 0)}), SCHEDULED)
 
 
@@ -512,7 +530,7 @@ def test_meeting_that_lies_outside_since_a_retiming_still_takes_what_moves_no_ti
 
 def test_meeting_is_confirmed_once() -> None:
     assert when(CONFIRM, SCHEDULED) == [CONFIRMED]
-    assert refused(WrongState, CONFIRM, SCHEDULED, CONFIRMED).members == {"status": "confirmed"}
+    assert refused(WrongState, CONFIRM, SCHEDULED, CONFIRMED).members == {"state": "confirmed"}
 
 
 def test_meeting_is_cancelled_with_its_reason() -> None:
@@ -526,7 +544,7 @@ def test_meeting_is_not_cancelled_without_a_reason(reason: str) -> None:
 
 @pytest.mark.parametrize("command", ON_A_LIVE_ONE, ids=lambda command: type(command).__name__)
 def test_cancelled_meeting_takes_no_command_but_its_reinstatement(command: Command) -> None:
-    assert refused(WrongState, command, SCHEDULED, CONFIRMED, CANCELLED).members == {"status": "cancelled"}
+    assert refused(WrongState, command, SCHEDULED, CONFIRMED, CANCELLED).members == {"state": "cancelled"}
 
 
 def test_meeting_that_was_confirmed_is_reinstated_whole_and_confirmed() -> None:
@@ -718,6 +736,7 @@ def test_meeting_event_survives_json(event: Event) -> None:
 
 
 def test_meeting_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "meeting"
     assert tuple(type(event) for event in EXAMPLES) == EVENTS
 
 
@@ -797,3 +816,18 @@ def test_meeting_after_any_commands_is_itself_within_a_live_stay_and_its_events_
     assert stay.holds(meeting.starts_at, meeting.ends_at)
     assert meeting.ends_at - meeting.starts_at == meeting.duration > timedelta(0)
     assert (meeting.status == "cancelled") == (meeting.cancelled_from is not None) == (meeting.reason is not None)
+
+
+def test_kinds_and_tags_are_those_of_the_trade() -> None:
+    assert get_args(MeetingKind) == (
+        "bilateral",
+        "multilateral",
+        "pull-aside",
+        "ceremony",
+        "working-meal",
+        "press-availability",
+        "internal",
+        "site-visit",
+        "call",
+    )
+    assert get_args(PressTag) == ("closed", "spray-at-top", "pooled-spray", "open", "determined-by-host")

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from services.schedule.movement import (
     EVENTS,
+    NAME,
     AddMovement,
     ChangeMovement,
     Command,
@@ -179,10 +180,22 @@ def test_movement_arrives_after_it_departs_and_not_days_later(arrives: datetime)
     refused(Invalid, change({"arrives": arrives}), ADDED)
 
 
+def test_movement_does_not_depart_after_its_arrival_or_days_before() -> None:
+    refused(Invalid, change({"departs": datetime(2023, 11, 3, 20, 10)}), ADDED)
+    refused(Invalid, change({"departs": datetime(2023, 10, 31, 20, 9)}), ADDED)
+    assert len(when(change({"departs": datetime(2023, 10, 31, 20, 10)}), ADDED)) == 1  # three days, to the minute
+
+
 def test_movement_at_a_skipped_or_repeated_hour_asks_which() -> None:
     home = Place(place="Washington", zone="America/New_York")
     skipped, repeated = datetime(2024, 3, 10, 2, 30), datetime(2023, 11, 5, 1, 30)
     arrives = datetime(2024, 3, 10, 20, 0)
+    leaving_twice = replace(ADD, origin=home, departs=repeated, departs_fold=0, arrives=datetime(2023, 11, 5, 21, 0))
+    [first] = when(leaving_twice)
+    [second] = when(change({}, departs_fold=1), first)
+    assert second == MovementChanged(
+        trip=TRIP, movement=FLIGHT, changed={"departs_at": utc(5, 6, 30)}, was={"departs_at": utc(5, 5, 30)}
+    )
     leaving = replace(ADD, origin=home, departs=skipped, arrives=arrives)
     refused(WallTimeSkipped, leaving)
     [event] = when(replace(leaving, departs_fold=0))
@@ -230,18 +243,28 @@ def test_movement_to_a_stop_that_was_dropped_since_is_still_mended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "patch"),
+    ("patch", "field"),
     [
-        (Invalid, MovementPatch(label=" ")),
-        (Invalid, MovementPatch(origin=Place(place="", zone="Asia/Jerusalem"))),
-        (Invalid, MovementPatch(destination=Place(place=" ", zone="Asia/Amman"))),
-        (ZoneAbbreviated, MovementPatch(origin=Place(place="Tel Aviv", zone="IST"))),
-        (ZoneAbbreviated, MovementPatch(destination=Place(place="Amman", zone="EET"))),
+        (MovementPatch(label=" "), "label"),
+        (MovementPatch(origin=Place(place="", zone="Asia/Jerusalem")), "from"),
+        (MovementPatch(destination=Place(place=" ", zone="Asia/Amman")), "to"),
     ],
 )
-def test_movement_with_a_field_that_makes_no_sense_is_refused(kind: type[Refusal], patch: MovementPatch) -> None:
-    refused(kind, replace(ADD, **patch))
-    refused(kind, change(patch), ADDED)
+def test_movement_with_a_field_that_makes_no_sense_is_invalid(patch: MovementPatch, field: str) -> None:
+    assert refused(Invalid, replace(ADD, **patch)).members["errors"][0]["loc"] == ["body", field]
+    assert refused(Invalid, change(patch), ADDED).members["errors"][0]["loc"] == ["body", field]
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        MovementPatch(origin=Place(place="Tel Aviv", zone="IST")),
+        MovementPatch(destination=Place(place="Amman", zone="EET")),
+    ],
+)
+def test_movement_needs_zones_of_the_database(patch: MovementPatch) -> None:
+    refused(ZoneAbbreviated, replace(ADD, **patch))
+    refused(ZoneAbbreviated, change(patch), ADDED)
 
 
 def test_movement_changes_what_is_given_and_tells_the_old_values() -> None:
@@ -300,6 +323,26 @@ def test_movement_that_is_changed_to_what_it_is_does_not_change() -> None:
     assert when(change({"departs": ADD.departs, "origin": ADD.origin, "label": ADD.label}), ADDED) == []
     older = MovementAdded(trip=TRIP, movement=FLIGHT, whole=ADDED.whole | {"tz": "2019a"})
     assert when(change({"departs": ADD.departs}), older) == []
+    assert when(change({"label": "A"}), older) == [
+        MovementChanged(trip=TRIP, movement=FLIGHT, changed={"label": "A"}, was={"label": "Tel Aviv to Amman"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patch", "derived"),
+    [
+        (MovementPatch(origin=Place(place="Athens", zone="Europe/Istanbul")), {"departs_at": utc(3, 16, 30)}),
+        (MovementPatch(destination=Place(place="Zarqa", zone="Asia/Hebron")), {"arrives_at": utc(3, 19, 10)}),
+        (MovementPatch(departs=datetime(2023, 11, 3, 19, 5)), {"departs_at": utc(3, 17, 5)}),
+        (MovementPatch(arrives=datetime(2023, 11, 3, 21, 55)), {"arrives_at": utc(3, 18, 55)}),
+    ],
+)
+def test_movement_has_its_instants_derived_from_whatever_is_changed(
+    patch: MovementPatch, derived: dict[str, datetime]
+) -> None:
+    [event] = when(change(patch), ADDED)
+    assert isinstance(event, MovementChanged)
+    assert event.changed == patch | derived
 
 
 def test_movement_is_dropped_with_or_without_a_reason() -> None:
@@ -368,8 +411,8 @@ def test_wheels_up_is_before_wheels_down(minute: int) -> None:
 
 
 def test_wheels_are_reported_at_an_instant_with_an_offset() -> None:
-    refused(Invalid, up(datetime(2023, 11, 3, 17, 41)), ADDED)
-    refused(Invalid, down(datetime(2023, 11, 3, 18, 22)), ADDED)
+    for command in (up(datetime(2023, 11, 3, 17, 41)), down(datetime(2023, 11, 3, 18, 22))):
+        assert refused(Invalid, command, ADDED).members["errors"][0]["loc"] == ["body", "at"]
 
 
 def test_movement_falls_with_its_trip_unless_it_is_dropped() -> None:
@@ -454,6 +497,7 @@ def test_movement_event_survives_json(event: Event) -> None:
 
 
 def test_movement_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "movement"
     assert tuple(type(event) for event in EXAMPLES) == EVENTS
 
 

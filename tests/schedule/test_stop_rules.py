@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from services.schedule.stay import Engagement, Stay
 from services.schedule.stop import (
     EVENTS,
+    NAME,
     AddStop,
     ChangeStop,
     Command,
@@ -195,8 +196,8 @@ def test_stop_ends_after_it_begins() -> None:
 
 
 def test_stop_needs_a_place_and_a_zone_of_the_database() -> None:
-    refused(Invalid, replace(ADD, place=" "))
-    refused(Invalid, change({"place": ""}), ADDED)
+    for refusal in (refused(Invalid, replace(ADD, place=" ")), refused(Invalid, change({"place": ""}), ADDED)):
+        assert refusal.members["errors"][0]["loc"] == ["body", "place"]
     refused(ZoneAbbreviated, replace(ADD, zone="JST"))
     refused(ZoneUnknown, change({"zone": "Asia/Tokio"}), ADDED)
 
@@ -218,6 +219,13 @@ def test_stop_at_a_repeated_hour_asks_which() -> None:
         stop=TOKYO,
         changed={"arrives_at": datetime(2023, 10, 28, 23, 30, tzinfo=UTC)},
         was={"arrives_at": datetime(2023, 10, 28, 22, 30, tzinfo=UTC)},
+    )
+    [shortened] = when(change({}, departs_fold=0), event)
+    assert shortened == StopChanged(
+        trip=TRIP,
+        stop=TOKYO,
+        changed={"departs_at": datetime(2023, 10, 28, 22, 45, tzinfo=UTC)},
+        was={"departs_at": datetime(2023, 10, 28, 23, 45, tzinfo=UTC)},
     )
     [later] = when(change({"departs": datetime(2023, 10, 29, 9, 0)}), event)
     assert isinstance(later, StopChanged)
@@ -269,6 +277,9 @@ def test_stop_that_is_changed_to_what_it_is_does_not_change() -> None:
 def test_stop_that_was_timed_by_an_older_database_is_not_changed_by_the_same_times() -> None:
     older = StopAdded(trip=TRIP, stop=TOKYO, whole=ADDED.whole | {"tz": "2019a"})
     assert when(change({"arrives": ADD.arrives}), older) == []
+    assert when(change({"place": "Kyoto"}), older) == [
+        StopChanged(trip=TRIP, stop=TOKYO, changed={"place": "Kyoto"}, was={"place": "Tokyo"})
+    ]
     assert when(change({"arrives": datetime(2023, 11, 7, 11, 0)}), older) == [
         StopChanged(
             trip=TRIP,
@@ -409,6 +420,7 @@ def test_stop_event_survives_json(event: Event) -> None:
 
 
 def test_stop_events_are_all_named_for_the_store_and_tried() -> None:
+    assert NAME == "stop"
     assert (StopAdded, StopChanged, StopDropped, StopRetimed) == EVENTS
     assert [type(event) for event in EXAMPLES] == list(EVENTS)
 

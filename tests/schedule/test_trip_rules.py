@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from services.schedule.trip import (
     EVENTS,
+    NAME,
     AnnounceTrip,
     CancelTrip,
     Command,
@@ -80,7 +81,7 @@ def test_trip_is_planned_whole() -> None:
 
 def test_trip_is_announced_once() -> None:
     assert when(AnnounceTrip(trip=TRIP), PLANNED) == [ANNOUNCED]
-    assert refused(WrongState, AnnounceTrip(trip=TRIP), PLANNED, ANNOUNCED).members == {"status": "announced"}
+    assert refused(WrongState, AnnounceTrip(trip=TRIP), PLANNED, ANNOUNCED).members == {"state": "announced"}
 
 
 def test_trip_is_completed_announced_or_not() -> None:
@@ -92,6 +93,12 @@ def test_trip_is_completed_announced_or_not() -> None:
 
 def test_trip_is_cancelled_with_its_reason() -> None:
     assert when(CancelTrip(trip=TRIP, reason=" Storm over the Atlantic\n"), PLANNED, ANNOUNCED) == [CANCELLED]
+
+
+def test_trip_is_cancelled_before_it_is_announced() -> None:
+    assert when(CancelTrip(trip=TRIP, reason="Storm over the Atlantic"), PLANNED) == [
+        replace(CANCELLED, was={"status": "planned", "reason": None})
+    ]
 
 
 @pytest.mark.parametrize("reason", ["", " \t\n"])
@@ -166,7 +173,7 @@ def test_trip_closes_its_items_only_when_it_is_cancelled() -> None:
         require_open(status)
     with pytest.raises(WrongState) as refusal:
         require_open("cancelled")
-    assert refusal.value.members == {"status": "cancelled"}
+    assert refusal.value.members == {"state": "cancelled"}
 
 
 @pytest.mark.parametrize("event", [PLANNED, ANNOUNCED, COMPLETED, CANCELLED], ids=lambda event: type(event).__name__)
@@ -184,4 +191,5 @@ def test_trip_event_as_json_holds_what_changed_and_no_more() -> None:
 
 
 def test_trip_events_are_all_named_for_the_store() -> None:
+    assert NAME == "trip"
     assert (TripPlanned, TripAnnounced, TripCompleted, TripCancelled) == EVENTS

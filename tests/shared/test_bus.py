@@ -12,13 +12,16 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from aiokafka.structs import RecordMetadata  # type: ignore[import-untyped]
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from deploy.kafka_node import KafkaNode
 from shared.bus import Bus, BusAway, Delivery, Partition, Place, Producer, Record, SendStopped, Topic, TopicDrift
 from shared.bus_kafka import KafkaBus, KafkaTimes
+from shared.bus_kafka_producer import _acked
 from shared.bus_local import LocalBus
 from shared.bus_local_member import LocalTimes
 
@@ -219,10 +222,22 @@ async def test_what_cannot_be_decoded_passes_through(ground: Ground, bus: Bus) -
     assert sorted(((one.key, one.body) for one in read), key=repr) == sorted(strange, key=repr)
 
 
-async def test_a_topic_that_is_not_there_stops_the_send(producer: Producer) -> None:
+async def test_a_topic_that_is_not_there_stops_the_send(ground: Ground, bus: Bus, producer: Producer) -> None:
+    lost = Record(topic="nobody.made.this", key="trip-1", headers=(), body=b"2")
     with pytest.raises(SendStopped) as stopped:
-        await producer.send([Record(topic="nobody.made.this", key="k", headers=(), body=b"1")])
-    assert stopped.value.acked == ()
+        await producer.send([ground.record("trip-1", 0), ground.record("trip-1", 1), lost, ground.record("trip-1", 3)])
+    read = await _read(bus, ground, len(stopped.value.acked))
+    assert [(place.offset, one.body) for place, one in zip(stopped.value.acked, read, strict=True)] == [
+        (offset, str(offset).encode()) for offset in range(len(read))
+    ]
+
+
+async def test_what_kafka_acknowledged_behind_a_gap_counts_as_not_sent() -> None:
+    futures = [asyncio.get_running_loop().create_future() for _ in range(4)]
+    for number in (0, 1, 3):
+        futures[number].set_result(RecordMetadata("t", 5, TopicPartition("t", 5), 70 + number, -1, 0, 0))
+    futures[2].set_exception(KafkaError())
+    assert _acked(futures) == [Place("t", 5, 70), Place("t", 5, 71)]
 
 
 async def test_id_at_answers_the_id_of_that_one_record(ground: Ground, producer: Producer) -> None:
@@ -482,10 +497,8 @@ async def test_connections_of_the_local_bus_are_cut_and_nothing_is_lost(local_en
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-async def test_kafka_goes_and_comes_back_and_nothing_is_lost(
-    make_kafka_node: Callable[[], KafkaNode], how: str
-) -> None:
-    node = make_kafka_node()
+async def test_kafka_goes_and_comes_back_and_nothing_is_lost(breakable_kafka: KafkaNode, how: str) -> None:
+    node = breakable_kafka
     ground = _kafka_ground(node.address)
     await ground.fresh().ensure_topics([ground.topic])
 
@@ -504,9 +517,9 @@ async def test_kafka_goes_and_comes_back_and_nothing_is_lost(
 
 
 async def test_a_kafka_that_lost_everything_is_read_from_the_beginning(
-    make_kafka_node: Callable[[], KafkaNode],
+    breakable_kafka: KafkaNode,
 ) -> None:
-    node = make_kafka_node()
+    node = breakable_kafka
     ground = _kafka_ground(node.address)
     bus = ground.fresh()
     await bus.ensure_topics([ground.topic])

@@ -10,9 +10,10 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = (
-    "CREATE TABLE instance (one boolean PRIMARY KEY, domain text NOT NULL)",
+    "CREATE TABLE instance (one boolean PRIMARY KEY, domain text NOT NULL, renderer text NOT NULL)",
     """CREATE TABLE things (
-        kind text, id uuid, trip uuid NOT NULL, sequence integer NOT NULL, document jsonb NOT NULL, PRIMARY KEY (kind, id)
+        kind text, id uuid, trip uuid NOT NULL, sequence integer NOT NULL, document jsonb NOT NULL,
+        PRIMARY KEY (kind, id)
     )""",
     "CREATE INDEX things_of_trip ON things (trip)",
     """CREATE TABLE feed_links (
@@ -33,7 +34,8 @@ _STATEMENTS = (
     "CREATE INDEX marks_of_trip ON marks (trip)",
     "CREATE TABLE renderings (trip uuid PRIMARY KEY, second bigint NOT NULL)",
     """CREATE TABLE revisions (
-        audience uuid, item uuid, digest bytea NOT NULL, last_modified timestamptz NOT NULL, PRIMARY KEY (audience, item)
+        audience uuid, item uuid, digest bytea NOT NULL, last_modified timestamptz NOT NULL,
+        PRIMARY KEY (audience, item)
     )""",
     "CREATE SEQUENCE body_places",
     """CREATE TABLE bodies (

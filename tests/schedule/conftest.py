@@ -1,0 +1,15 @@
+"""The schedule service, running."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.running_api import Api, running_schedule
+
+
+@pytest.fixture
+async def schedule(make_database: Callable[[str], Awaitable[str]], tmp_path: Path) -> AsyncIterator[Api]:
+    """Its app behind ASGI, its databases new, and a planner who calls it."""
+    async with running_schedule(make_database, tmp_path / "tokens") as api:
+        yield api

@@ -1,0 +1,85 @@
+"""What counts as a database that is away, and what is a mistake of ours."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from shared.database import driver_of, is_away, make_engine
+
+MakeDatabase = Callable[[], Awaitable[str]]
+
+
+async def test_mistakes_of_ours_do_not_say_that_the_database_is_away(make_database: MakeDatabase) -> None:
+    engine = make_engine(await make_database(), name="test")
+    failures: list[Exception] = []
+    for statement, arguments in (
+        ("SELECT $1::int", ["not a number"]),
+        ("SELECT $1::timestamptz", ["2023-11-07"]),
+        ("SELECT $1::int, $2::int", [1]),
+        ("SELECT 1 / 0", []),
+        ("SELECT * FROM nothing", []),
+        ("SELEC", []),
+    ):
+        async with engine.connect() as connection:
+            driver = await driver_of(connection)
+            with pytest.raises(Exception) as raised:  # noqa: PT011  all kinds of them
+                await driver.fetch(statement, *arguments)
+            failures.append(raised.value)
+        if not arguments:
+            continue
+        async with engine.connect() as connection:
+            named = statement.replace("$1", "CAST(:a AS int)").replace("$2", ":b").replace("::int", "")
+            with pytest.raises(Exception) as raised:  # noqa: PT011
+                await connection.execute(text(named), {"a": arguments[0]})
+            failures.append(raised.value)
+    failures += [FileNotFoundError("no such file"), PermissionError("not yours"), ValueError("connection is closed")]
+    assert [repr(failure) for failure in failures if is_away(failure)] == []
+    await engine.dispose()
+
+
+async def test_database_that_does_not_answer_is_away(make_database: MakeDatabase) -> None:
+    engine = make_engine("postgresql+asyncpg://somebody:secret@127.0.0.1:9/nothing", name="test")
+    with pytest.raises(OSError, match="Connect call failed") as refused:
+        async with engine.connect():
+            pass
+    nowhere = make_engine("postgresql+asyncpg://somebody:secret@nowhere.invalid/nothing", name="test")
+    with pytest.raises(OSError, match=r".") as unknown:
+        async with nowhere.connect():
+            pass
+    there = make_engine(await make_database(), name="test")
+    async with there.connect() as connection:
+        driver = await driver_of(connection)
+        await driver.close()
+        with pytest.raises(asyncpg.InterfaceError) as closed:
+            await driver.fetch("SELECT 1")
+        with pytest.raises(Exception, match="connection is closed") as wrapped:
+            await connection.execute(text("SELECT 1"))
+    assert [is_away(one.value) for one in (refused, unknown, closed, wrapped)] == [True] * 4
+    await there.dispose()
+
+
+async def test_connections_that_a_restart_has_closed_are_not_given_out_again(make_database: MakeDatabase) -> None:
+    engine = make_engine(await make_database(), name="test")
+    connections = [await engine.connect() for _ in range(3)]
+    for connection in connections:
+        await connection.execute(text("SELECT 1"))
+    for connection in connections:
+        await connection.close()
+    async with engine.connect() as connection:
+        driver = await driver_of(connection)
+        mine = driver.get_server_pid()
+        await connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'attache-test' AND datname = current_database() AND pid <> :mine"
+            ),
+            {"mine": mine},
+        )
+    await asyncio.sleep(0.1)  # what the server said reaches the pool's sockets when it will
+    for _ in range(3):
+        async with engine.connect() as one, engine.connect() as other:
+            assert await one.scalar(text("SELECT 1")) == await other.scalar(text("SELECT 1")) == 1
+    await engine.dispose()
