@@ -3,7 +3,6 @@
 What stands between `<!-- name -->` and `<!-- /name -->` is replaced; everything else is written by people.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -33,8 +32,9 @@ def main(arguments: list[str]) -> int:
 def written(text: str) -> str:
     """README's text with its tables as the code has them now."""
     for name, content in {"events": events(), "settings": settings(), "refusals": refusals()}.items():
-        block = f"<!-- {name} -->\n{content}<!-- /{name} -->"
-        text = re.sub(f"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.DOTALL)
+        head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(head)
+        text = before + head + content + tail + rest.partition(tail)[2]
     return text
 
 
@@ -72,7 +72,7 @@ def refusals() -> str:
     return "".join(["| status | slugs |\n", "|---|---|\n", *rows])
 
 
-_THINGS = {
+_THINGS: dict[type, str] = {
     contracts.StopMessage: "stop",
     contracts.MovementMessage: "movement",
     contracts.MeetingMessage: "meeting",
@@ -83,7 +83,7 @@ _THINGS = {
 
 
 def _thing(model: type[contracts.Message]) -> str:
-    return next((thing for base, thing in _THINGS.items() if issubclass(model, base)), "trip")
+    return next((_THINGS[base] for base in model.__mro__ if base in _THINGS), "trip")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from uuid import UUID
 
 
 class Refusal(Exception):
-    """A command or query that is refused: nothing was done. `members` are what helps the caller to go on (JSON values)."""
+    """A command or query that is refused: nothing was done. `members` (JSON values) help the caller to go on."""
 
     slug: ClassVar[str]
 

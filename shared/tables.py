@@ -172,7 +172,8 @@ def create_event_store_1() -> None:
         ) WITH (fillfactor = 50)""")
     op.execute("""
         CREATE TABLE idempotency (
-            actor text, key text, digest bytea NOT NULL, status integer NOT NULL, etag text NOT NULL, body text NOT NULL,
+            actor text, key text, digest bytea NOT NULL, status integer NOT NULL, etag text NOT NULL,
+            body text NOT NULL,
             answered_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (actor, key)
         )""")
     op.execute("CREATE INDEX idempotency_by_age ON idempotency (answered_at)")
@@ -192,7 +193,8 @@ def create_consumer_1() -> None:
     """How far the others' topics have been taken in, and what could not be, as first released."""
     op.execute("""
         CREATE TABLE consumer_offsets (
-            topic text, number integer, next_offset bigint NOT NULL, behind boolean NOT NULL, PRIMARY KEY (topic, number)
+            topic text, number integer, next_offset bigint NOT NULL, behind boolean NOT NULL,
+            PRIMARY KEY (topic, number)
         )""")
     op.execute("""
         CREATE TABLE consumer_marks (
@@ -204,7 +206,8 @@ def create_consumer_1() -> None:
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             topic text NOT NULL, number integer, "offset" bigint, key text NOT NULL, sequence bigint,
             message_id text, headers jsonb NOT NULL, body bytea, slug text NOT NULL, error text NOT NULL,
-            attempts integer NOT NULL, parked_at timestamptz NOT NULL DEFAULT clock_timestamp(), announced_at timestamptz,
+            attempts integer NOT NULL, parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            announced_at timestamptz,
             CONSTRAINT parked_messages_place UNIQUE (topic, number, "offset")
         )""")
     op.execute("CREATE INDEX parked_messages_key ON parked_messages (topic, key, sequence)")

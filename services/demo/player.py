@@ -204,9 +204,7 @@ class _Player:
             case _:
                 return value
 
-    async def _post(
-        self, path: str, place: str, body: Any, key: str, when: datetime | None = None
-    ) -> dict[str, Any]:
+    async def _post(self, path: str, place: str, body: Any, key: str, when: datetime | None = None) -> dict[str, Any]:
         headers = {"Idempotency-Key": f"{self._kept.load}:{key}"}
         if when is not None:
             headers["Occurred-At"] = when.isoformat()

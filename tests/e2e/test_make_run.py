@@ -222,20 +222,15 @@ def _in_migration(up: Up) -> bool:
     return log.exists() and "Running upgrade" in log.read_text(encoding="utf-8")
 
 
-def _in_load(up: Up) -> bool:
-    return (up.data / "secrets" / "demo.json").exists()
-
-
 @pytest.mark.parametrize(
     ("phase", "number"),
     [
         (_in_initdb, signal.SIGINT),
         (_in_initdb, signal.SIGTERM),
         (_in_migration, signal.SIGTERM),
-        (_in_load, signal.SIGINT),
     ],
 )
-def test_a_signal_stops_it_at_every_phase(
+def test_a_signal_stops_it_before_anything_is_served(
     start_up: StartUp, data_folder: Path, phase: Callable[[Up], bool], number: signal.Signals
 ) -> None:
     up = start_up(data_folder / "data")
@@ -352,7 +347,7 @@ def test_the_end_of_make_is_the_end_of_all(loaded_folder: Path, until: Until, nu
 # What it takes
 
 
-def test_play_shows_a_step_a_second_and_the_feeds_before(start_up: StartUp, data_folder: Path) -> None:
+def test_play_shows_a_step_a_second_after_the_feeds_until_it_is_stopped(start_up: StartUp, data_folder: Path) -> None:
     up = start_up(data_folder / "data", "--play")
     total = len(read_trip_file(DEMO).steps)
     plan = len(read_trip_file(DEMO).plan)
@@ -362,7 +357,10 @@ def test_play_shows_a_step_a_second_and_the_feeds_before(start_up: StartUp, data
     assert 1.5 < time.monotonic() - began < 10
     assert up.said.index("/feeds/") < up.said.index(f"{plan + 1}/{total} ")
     assert not up.run_file.exists()
-    assert up.stop() == 0
+    assert up.stop(signal.SIGINT) == 0  # in the middle of the load
+    assert up.said.splitlines()[-1] == "stopping"
+    assert up.printed == ""
+    assert not up.servers()
 
 
 def test_the_shell_s_own_variables_are_not_taken_for_ours(start_up: StartUp, loaded_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -65,6 +66,9 @@ async def test_issued_link_is_answered_whole_and_its_feed_is_there(world: World)
     answer = await world.notifications.planner.post(world.links, json=body)
     issued = answer.json()
     url = issued["url"]
+    shelf = world.notifications.app.state.shelf
+    card = shelf.card(sha256(url.removeprefix(f"{BASE}/feeds/").removesuffix(".ics").encode()).hexdigest())
+    assert shelf.body(card.audience).version == 1  # nobody has to wait for it
     feed = await world.notifications.anyone.get(url)
     assert url.startswith(f"{BASE}/feeds/")
     assert len(url.removeprefix(f"{BASE}/feeds/").removesuffix(".ics")) >= 22  # 128 bits in base64

@@ -556,4 +556,3 @@ def test_cursor_that_no_list_gave_is_invalid(cursor: str) -> None:
     assert caught.value.members == {
         "errors": [{"loc": ["query", "cursor"], "msg": "not a cursor of this list", "type": "value_error"}]
     }
-

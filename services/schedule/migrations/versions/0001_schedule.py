@@ -23,7 +23,8 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE stops (
             id uuid PRIMARY KEY, trip uuid NOT NULL, status text NOT NULL, zone text NOT NULL,
-            arrives_at timestamptz NOT NULL, departs_at timestamptz NOT NULL, revision integer NOT NULL, thing jsonb NOT NULL
+            arrives_at timestamptz NOT NULL, departs_at timestamptz NOT NULL, revision integer NOT NULL,
+            thing jsonb NOT NULL
         )""")
     op.execute("CREATE INDEX stops_of_trip ON stops (trip, arrives_at, id)")
     op.execute("""
@@ -35,7 +36,8 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE meetings (
             id uuid PRIMARY KEY, trip uuid NOT NULL, stop uuid NOT NULL, status text NOT NULL,
-            starts_at timestamptz NOT NULL, ends_at timestamptz NOT NULL, revision integer NOT NULL, thing jsonb NOT NULL
+            starts_at timestamptz NOT NULL, ends_at timestamptz NOT NULL, revision integer NOT NULL,
+            thing jsonb NOT NULL
         )""")
     op.execute("CREATE INDEX meetings_of_trip ON meetings (trip, starts_at, id)")
     op.execute("CREATE INDEX meetings_of_stop ON meetings (stop)")
