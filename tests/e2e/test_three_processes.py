@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -394,13 +393,8 @@ async def _do(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], pat
     raise AssertionError(f"{path} was not answered: {answer.text if answer else 'nobody is there'}")
 
 
-async def _new(client: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> UUID:
-    return UUID((await _do(client, path, _plain(body)))["id"])
-
-
-def _plain(body: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(body, default=str))
-    return plain
+async def _new(client: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> str:
+    return str((await _do(client, path, body))["id"])
 
 
 async def _a_meeting(client: httpx.AsyncClient, loaded: Loaded) -> str:
