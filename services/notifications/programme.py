@@ -81,7 +81,7 @@ def programme(picture: Picture, audience: Audience, made: Made | None = None) ->
 
     shown, alarm = reader.shows, reader.alarm
     for stop in stops.values():
-        take(stop.id, _stop_entry, stop, reader.names.get(stop.host) if stop.host else None, shown)
+        take(stop.id, _stop_entry, stop, reader.names.get(stop.host) if stop.host else None, reader.unplaced, shown)
     for movement in movements:
         take(movement.id, _movement_entry, movement, shown, alarm)
     for meeting in meetings:
@@ -104,13 +104,15 @@ class _Reader:
     """What one audience may see, made once for all of its entries.
 
     `names` holds the delegations that may be named, `parties` the lines about who takes part, for each list of invited
-    delegations that occurs: meetings share them.
+    delegations that occurs: meetings share them. `unplaced` are the rosters that no meeting of the feed would show: the
+    stops show them.
     """
 
     shows: frozenset[Part]
     alarm: timedelta | None
     names: Mapping[UUID, str]
     parties: Mapping[tuple[UUID, ...], list[str]]
+    unplaced: list[str]
 
 
 def _items(picture: Picture, own: Delegation) -> tuple[dict[UUID, Stop], list[Movement], list[Meeting]]:
@@ -139,7 +141,8 @@ def _reader(
     shows = LEVELS["delegation" if audience.level == "full" and own.kind != "own" else audience.level]
     present = {thing: delegation for thing, delegation in picture.delegations.items() if not _dissolved(delegation)}
     nameable, rostered = set(present), set(present)
-    if "every-roster" not in shows:
+    every = "every-roster" in shows
+    if not every:
         nameable &= {own.id}.union(*(meeting.delegations for meeting in meetings))
         rostered &= {own.id} if "own-roster" in shows else set()
     names = {delegation: present[delegation].name for delegation in nameable}
@@ -149,7 +152,14 @@ def _reader(
         lines = _parties(invited, names, rosters, shows)
         # the very lines of before where they are equal: each meeting's are compared with those that it was made from
         parties[invited] = lines if (known := before.get(invited)) is None or known != lines else known
-    return _Reader(shows=shows, alarm=audience.alarm, names=names, parties=parties)
+    unplaced = _unplaced(rosters, {each for invited in parties for each in invited}, names) if every else []
+    return _Reader(shows=shows, alarm=audience.alarm, names=names, parties=parties, unplaced=unplaced)
+
+
+def _unplaced(rosters: Mapping[UUID, list[str]], placed: set[UUID], names: Mapping[UUID, str]) -> list[str]:
+    """The rosters of who is invited to nothing, by name."""
+    outside = sorted((names[each], each.int, each) for each in rosters if each not in placed)
+    return [line for *_, each in outside for line in rosters[each]]
 
 
 def _parties(
@@ -184,7 +194,7 @@ def _person(member: Member, *, contacts: bool) -> str:
     return person(member.name, member.function)
 
 
-def _stop_entry(stop: Stop, host: str | None, shows: frozenset[Part]) -> Entry:
+def _stop_entry(stop: Stop, host: str | None, people: list[str], shows: frozenset[Part]) -> Entry:
     dropped = stop.status == "dropped"
     arrives = Moment(instant=stop.arrives_at, zone=stop.zone, wall=stop.arrives)
     departs = Moment(instant=stop.departs_at, zone=stop.zone, wall=stop.departs)
@@ -193,6 +203,7 @@ def _stop_entry(stop: Stop, host: str | None, shows: frozenset[Part]) -> Entry:
     text += labelled("Country", stop.country)
     text += labelled("Host", host)
     text += _state(stop.status, stop.reason, shows, called_off=dropped)
+    text += people
     return Entry(
         id=stop.id,
         sequence=stop.sequence,

@@ -874,3 +874,17 @@ def test_a_message_that_moves_a_meeting_reaches_every_feed_with_one_sequence() -
     assert [(feed[KAMIKAWA].sequence, feed[KAMIKAWA].text[0]) for feed in shown] == [
         (2, "Tue 7 Nov 2023, 18:40–19:25 Tokyo (UTC+09:00)")
     ] * 3
+
+
+def test_who_is_invited_to_nothing_stands_with_each_stop_at_full_and_nowhere_below() -> None:
+    jordan = ["Host delegation of Jordan:", "- Saleh, Minister (head), saleh@example.jo"]
+    row = member(7, JORDAN, "head", name="Saleh", title="Minister", contact="saleh@example.jo")
+    picture = snapshot([*ROWS, row])
+    for stop in (TOKYO, AMMAN):
+        assert entries(US, "full", picture=picture)[stop].text == (*entries(US, "full")[stop].text, *jordan)
+    assert "Saleh" not in repr(programme(picture, audience(US)))
+    assert {reader: "Saleh" in repr(programme(picture, audience(reader))) for reader in (JAPAN, KOREA, POOL)} == {
+        JAPAN: False,
+        KOREA: False,
+        POOL: False,
+    }
