@@ -202,8 +202,9 @@ def _services(services: Iterable[str]) -> str:
         for name in services
     )
     return (
-        '<section aria-labelledby="services"><h2 id="services">Services</h2><p>Commands and queries over HTTP, with '
-        'a bearer token.</p><table class="services"><thead><tr><th scope="col">Service</th><th scope="col">Try it</th>'
+        '<section aria-labelledby="services"><h2 id="services">Services</h2><p>Commands, queries and metrics '
+        "want a bearer token; <code>run.json</code> has one. The rest is open.</p>"
+        '<table class="services"><thead><tr><th scope="col">Service</th><th scope="col">Try it</th>'
         '<th scope="col">Description</th><th scope="col">Is it well?</th><th scope="col">Figures</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></section>"
     )

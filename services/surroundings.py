@@ -48,7 +48,7 @@ def explained(data: Path, readable: tuple[type[Exception], ...]) -> Iterator[Non
 
 
 def listen(port: int) -> socket.socket:
-    listening = socket.socket()
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))

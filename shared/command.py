@@ -22,11 +22,13 @@ from shared.database import driver_of
 from shared.errors import KeyReused, NotFound, NotYetKnown, StaleVersion, StoreAway
 from shared.event_store import Append, ConcurrentAppend, EventStore, NewEvent
 from shared.http import Call
-from shared.known import PAUSE_SECONDS, WAIT_SECONDS
 
 S = TypeVar("S", bound="Thing")
 E = TypeVar("E")
 
+WAIT_SECONDS = 2.0
+"""How long a command waits for what another service has told already and this one has not heard yet."""
+PAUSE_SECONDS = 0.05
 ATTEMPTS = 3
 ANSWERS_KEPT = "30 days"
 

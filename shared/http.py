@@ -43,10 +43,10 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 class Call:
     """One request, as far as a command or query needs to know it.
 
-    `actor` is the token's name. `now` is aware, UTC; `occurred_at` is when it happened in the world, as the caller says
-    (`Occurred-At`), else `now`: schedules are mended, and trips loaded, afterwards too. `if_match` holds the tags with
-    their quotes, or `("*",)`; None where the header was not sent, an empty tuple where it had weak tags only (they never
-    match: RFC 9110, 13.1.1).
+    `actor` is the token's name. `now` is aware, UTC; `occurred_at` is when it happened in the world, as the caller
+    says (`Occurred-At`), else `now`: schedules are mended, and trips loaded, afterwards too. `if_match` holds the tags
+    with their quotes, or `("*",)`; None where the header was not sent, an empty tuple where it had weak tags only
+    (they never match: RFC 9110, 13.1.1).
     `request_digest` is the SHA-256 over method, path and the canonical JSON of the body as it was sent.
     """
 

@@ -12,16 +12,15 @@ from starlette.responses import Response
 
 from services.notifications import shapes, tables
 from services.notifications.feed_link import Command, FeedLink, IssueFeedLink, RevokeFeedLink, RotateFeedLink, decide
-from services.notifications.projections import FEED_LINK, Known, known_delegation
+from services.notifications.projections import FEED_LINK, audience_of
 from services.notifications.shelf import Shelf
 from shared.command import Answer, Desk, Transaction, answer_with, etag_of
-from shared.errors import Invalid, LevelNotAllowed, NotFound
+from shared.errors import LevelNotAllowed, NotFound
 from shared.http import Call, answer, needs
-from shared.known import until_known
 from shared.openapi import COMMAND, QUERY, problems
 from shared.queries import Cursor, Limit, list_things
 from shared.routes import At, Reader, response
-from shared.shapes import Reason
+from shared.shapes import Page, Reason
 
 FIRST_BODY_SECONDS = 2.0
 
@@ -44,14 +43,6 @@ for_links: dict[str, Any] = {
 async def issue_feed_link(trip: UUID, body: shapes.IssueFeedLink, call: Issuer, desk: At, request: Request) -> Response:
     """The answer's `url` is the feed's address, given this once; the feed is there when the answer is."""
     _check_level(call, body.level)
-
-    async def look() -> Known | None:
-        async with desk.engine.connect() as connection:
-            return await known_delegation(connection, trip, body.delegation)
-
-    known = await until_known(look, f"the delegation {body.delegation} of the trip {trip}")
-    if known.trip != trip:
-        raise Invalid.field("delegation", f"{body.delegation} is not a delegation of this trip")
     secret = secrets.token_urlsafe(24)
     command = IssueFeedLink(
         trip=trip,
@@ -61,7 +52,7 @@ async def issue_feed_link(trip: UUID, body: shapes.IssueFeedLink, call: Issuer, 
         at=call.now,
         **body.values("id"),
     )
-    return await _execute(request, call, desk, trip, command, secret=secret, known=known)
+    return await _execute(request, call, desk, trip, command, secret=secret)
 
 
 @router.post("/feed-links/{link}/rotate", response_model=shapes.IssuedFeedLink, summary="RotateFeedLink", **for_links)
@@ -84,6 +75,7 @@ async def revoke_feed_link(link: UUID, call: Issuer, desk: At, request: Request,
 @router.get(
     "/trips/{trip}/feed-links",
     tags=["feed links"],
+    response_model=Page[shapes.FeedLink],
     summary="The feed links of a trip, by expiry",
     responses=problems(*QUERY),
 )
@@ -129,15 +121,16 @@ async def _execute(
     command: Command,
     *,
     secret: str | None = None,
-    known: Known | None = None,
 ) -> Response:
     async def act(transaction: Transaction) -> Answer:
         issued = isinstance(command, IssueFeedLink)
         link = await (transaction.load if issued else transaction.get)(FEED_LINK, command.feed_link)
         if link is not None:
             _check_level(call, link.level)
-        events = decide(command, link, known.audience if known else None)
-        state = transaction.record(FEED_LINK, command.feed_link, events)
+        audience = None
+        if isinstance(command, IssueFeedLink):
+            audience = await audience_of(transaction.connection, trip, command.delegation)
+        state = transaction.record(FEED_LINK, command.feed_link, decide(command, link, audience))
         if secret is None:
             return answer_with(FEED_LINK, state)
         return _with_address(state, f"{request.app.state.public_url}/feeds/{secret}.ics", 201 if issued else 200)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,6 +16,7 @@ from services.notifications.feed_link import Audience, FeedLink
 from services.notifications.shelf import LINK
 from shared.command import Changed, Kind
 from shared.database import driver_of
+from shared.errors import Invalid, NotYetKnown, WrongState
 from shared.event_store import Codec, EventStore
 
 
@@ -31,14 +31,6 @@ FEED_LINK = Kind(name=feed_link.NAME, evolve=feed_link.evolve, show=shown)
 STORE = EventStore(Codec(feed_link.EVENTS))
 
 ENDS = ("departs_at", "arrives_at", "ends_at")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """A delegation as the picture has it: its trip, and for whom a link would be."""
-
-    trip: UUID
-    audience: Audience
 
 
 async def project(connection: AsyncConnection, changed: Sequence[Changed[Any]]) -> None:
@@ -85,8 +77,8 @@ async def _audience(connection: AsyncConnection, link: FeedLink) -> UUID:
     return made
 
 
-async def known_delegation(connection: AsyncConnection, trip: UUID, delegation: UUID) -> Known | None:
-    """A delegation and its trip, when both have been heard of."""
+async def audience_of(connection: AsyncConnection, trip: UUID, delegation: UUID) -> Audience:
+    """For whom a link to a delegation's feed would be. Raises `NotYetKnown`, `Invalid`, `WrongState`."""
     driver = await driver_of(connection)
     rows = await driver.fetch(
         "SELECT kind, trip, document FROM things "
@@ -96,10 +88,14 @@ async def known_delegation(connection: AsyncConnection, trip: UUID, delegation: 
     )
     found = {row["kind"]: row for row in rows}
     if len(found) < 2:
-        return None
+        raise NotYetKnown(f"the delegation {delegation} of the trip {trip} is not known here yet")
+    if found["delegation"]["trip"] != trip:
+        raise Invalid.field("delegation", f"{delegation} is not a delegation of this trip")
+    document = json.loads(found["delegation"]["document"])
+    if document["status"] == "dissolved":
+        raise WrongState("The delegation is dissolved.", delegation=str(delegation))
     ends_at = trip_end(json.loads(found["trip"]["document"]), await _last_end(driver, trip))
-    kind = json.loads(found["delegation"]["document"])["kind"]
-    return Known(trip=found["delegation"]["trip"], audience=Audience(delegation_kind=kind, trip_ends_at=ends_at))
+    return Audience(delegation_kind=document["kind"], trip_ends_at=ends_at)
 
 
 def trip_end(trip: Mapping[str, Any], last_item: datetime | None) -> datetime:

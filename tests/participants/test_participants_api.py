@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from services.participants.projections import MODELS
 from services.schedule.trip import Place, TripCancelled, TripPlanned
-from shared.known import WAIT_SECONDS
+from shared.command import WAIT_SECONDS
 from shared.problems import STATUS
 from tests.running_api import Api
 

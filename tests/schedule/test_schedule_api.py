@@ -18,7 +18,7 @@ from services.schedule import wall_time
 from services.schedule.projections import MODELS
 from services.schedule.retiming import retime_trip
 from services.schedule.wall_time import tz_release
-from shared.known import WAIT_SECONDS
+from shared.command import WAIT_SECONDS
 from shared.problems import STATUS
 from tests.running_api import Api
 
