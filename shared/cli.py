@@ -64,13 +64,22 @@ def run(program: Program, arguments: list[str] | None = None) -> int:
         print(f"{program.name}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
-    except _REFUSED as error:
-        print(f"{program.name}: the database refuses: {error}", file=sys.stderr)
     except Exception as error:
-        if not is_away(error):
+        if (refusal := _refusal(error)) is not None:
+            print(f"{program.name}: the database refuses: {refusal}", file=sys.stderr)
+        elif is_away(error):
+            print(f"{program.name}: the database does not answer: {type(error).__name__}", file=sys.stderr)
+        else:
             raise
-        print(f"{program.name}: the database does not answer: {type(error).__name__}", file=sys.stderr)
     return 1
+
+
+def _refusal(error: BaseException) -> BaseException | None:
+    """What the driver said, beneath SQLAlchemy's wrapping."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _REFUSED):
+        cause = cause.__cause__
+    return cause
 
 
 def _parser(program: Program) -> argparse.ArgumentParser:

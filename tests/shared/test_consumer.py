@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import httpx
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.bus import Bus, Delivery, Record, Topic
+from shared.bus import Bus, BusAway, Delivery, Record, Topic
 from shared.consumer import Consumer, ConsumerTimes
 from shared.dead_letters import announce_parked, dead_letter_topic
 from shared.healer import Healer, HealerTimes
@@ -300,6 +301,69 @@ async def test_a_database_that_is_away_parks_nothing_and_the_group_is_not_left(
     assert consumer.state.restarts == 0
 
 
+async def test_a_handler_that_finds_something_away_again_and_again_parks_nothing(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until
+) -> None:
+    await publishing.note("a", "first", "second")
+    failures = [ConnectionRefusedError(), TimeoutError(), *(ConnectionResetError() for _ in range(6))]
+
+    async def hear(connection: AsyncConnection, message: Message) -> None:
+        if failures:
+            raise failures.pop()
+        await listening.hear(connection, message)
+
+    await publishing.send()
+    async with running(listening.consumer(publishing, apply={"Noted.v1": hear}).run()):
+        await until(lambda: _heard(listening, 2))
+    assert await listening.parked() == []
+    assert await listening.heard("a") == [(1, "first"), (2, "second")]
+
+
+async def test_what_others_took_over_while_a_member_was_away_is_none_of_its_concern(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until
+) -> None:
+    for number in range(16):
+        await publishing.note(f"key {number}", "first")
+    await publishing.send()
+    bus = listening.open_bus()
+    unplugged = asyncio.Event()
+
+    class Unplugged:
+        def __getattr__(self, name: str) -> object:
+            return getattr(bus, name)
+
+        async def ensure_topics(self, topics: Sequence[Topic]) -> None:
+            if unplugged.is_set():
+                raise BusAway("unplugged")
+            await bus.ensure_topics(topics)
+
+    one, other = listening.consumer(publishing, bus=Unplugged()), listening.consumer(publishing)  # type: ignore[arg-type]
+    async with running(one.run()):
+        await until(lambda: _heard(listening, 16))
+        unplugged.set()
+        async with listening.watching.begin() as connection:
+            await connection.execute(text("UPDATE consumer_offsets SET next_offset = 0"))
+        await until(lambda: _restarted(one))
+        async with running(other.run()):
+            await until(lambda: _owns(other, 4))
+            for number in range(16):
+                await publishing.note(f"key {number}", "second")
+            await publishing.send()
+            await until(lambda: _heard(listening, 32))
+            unplugged.clear()
+            await until(lambda: _owns(one, 2))
+            restarts, since = one.state.restarts, time.monotonic()
+
+            async def goes_on_while_all_moves() -> bool:
+                for number in range(16):
+                    await publishing.note(f"key {number}", "more")
+                await publishing.send()
+                return one.state.restarts > restarts or one.state.healthy_at >= since + 1.5
+
+            await until(goes_on_while_all_moves)
+            assert one.state.restarts == restarts
+
+
 async def test_a_consumer_whose_database_is_away_at_the_start_waits_for_it_and_stays_in_the_group(
     publishing: "Publishing", listening: "Listening", gate: "Gate", running: Running, until: Until
 ) -> None:
@@ -538,6 +602,10 @@ async def _not_behind(listening: "Listening") -> bool:
 
 async def _each_owns_one(members: Sequence[Consumer]) -> bool:
     return all(len(member.state.assigned) == 1 for member in members)
+
+
+async def _owns(member: Consumer, count: int) -> bool:
+    return len(member.state.assigned) == count
 
 
 async def _said(consumer: Consumer, error: str) -> bool:
