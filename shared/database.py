@@ -64,6 +64,7 @@ def is_away(error: BaseException) -> bool:
 _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,  # a full disk, too many connections
+    asyncpg.PostgresSystemError,  # its disk fails
     asyncpg.OperatorInterventionError,  # shut down, crashed, starting up
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,

@@ -47,7 +47,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Service:
     """One service's plumbing, wired. `extra` are its own background tasks, by name."""
 
