@@ -40,7 +40,8 @@ class Front:
         self.state = State()
         self.look: Callable[[], Awaitable[Overview]] | None = None
         self._services = apps
-        self._apps: dict[str, ASGIApp] = {**apps, "feeds": apps["notifications"]}
+        feeds = apps["notifications"]
+        self._apps: dict[str, ASGIApp] = {**apps, "feeds": feeds, "robots.txt": feeds}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -68,9 +69,6 @@ class Front:
         await app(scope, receive, send)
 
     async def _own(self, scope: Scope) -> Response:
-        if scope["path"] == "/robots.txt":
-            # a calendar service that asks first has to be let in: each feed says `noindex` itself
-            return Response("User-agent: *\nAllow: /feeds/\nDisallow: /\n", media_type="text/plain")
         if scope["path"] != "/":
             return problem(NotFound("there is nothing at this address"))
         if scope["method"] not in ("GET", "HEAD"):

@@ -63,7 +63,9 @@ class Settings(BaseSettings):
     participants_url: str = Field(
         "http://127.0.0.1:8082", description="Where the others find participants' message log."
     )
-    notifications_url: str = Field("http://127.0.0.1:8083", description="Where they find notifications' message log.")
+    notifications_url: str = Field(
+        "http://127.0.0.1:8083", description="Where notifications' message log is; none of ours asks it yet."
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto`: for people on a terminal, else JSON."
     )

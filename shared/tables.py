@@ -1,10 +1,8 @@
 """The tables that every service has for its plumbing, and the frozen migration steps that made them.
 
 A service calls `plumbing(metadata)` in its `tables.py`; its migrations call the numbered steps, which are never
-changed once released: a new shape is a new step. `tests/migrations` compares the two.
+changed once released: a new shape is a new step. `tests/shared/test_migrations.py` compares the two.
 """
-
-from dataclasses import dataclass
 
 from alembic import op
 from sqlalchemy import (
@@ -26,81 +24,77 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plumbing:
-    """The plumbing's tables of one service."""
-
-    events: Table
-    heads: Table
-    idempotency: Table
-    relay_cursor: Table
-    relay_places: Table
-    consumer_offsets: Table
-    consumer_marks: Table
-    parked_messages: Table
-
-
-def plumbing(metadata: MetaData) -> Plumbing:
+def plumbing(metadata: MetaData) -> None:
     """Declare the plumbing's tables in a service's metadata."""
-    return Plumbing(
-        events=_events(metadata),
-        heads=Table(
-            "heads",
-            metadata,
-            Column("key", Text, primary_key=True),
-            Column("open_sequence", BigInteger, nullable=False),
-            Column("cleared_sequence", BigInteger, nullable=False),
-        ),
-        idempotency=Table(
-            "idempotency",
-            metadata,
-            Column("actor", Text, primary_key=True),
-            Column("key", Text, primary_key=True),
-            Column("digest", LargeBinary, nullable=False),
-            Column("status", Integer, nullable=False),
-            Column("etag", Text, nullable=False),
-            Column("body", Text, nullable=False),
-            Column("answered_at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
-            Index("idempotency_by_age", "answered_at"),
-        ),
-        relay_cursor=Table(
-            "relay_cursor",
-            metadata,
-            Column("one", Boolean, primary_key=True),
-            Column("position", BigInteger, nullable=False),
-            Column("epoch", Integer, nullable=False),
-        ),
-        relay_places=Table(
-            "relay_places",
-            metadata,
-            Column("topic", Text, primary_key=True),
-            Column("number", Integer, primary_key=True),
-            Column("offset", BigInteger, nullable=False),
-            Column("event", Uuid, nullable=False),
-        ),
-        consumer_offsets=Table(
-            "consumer_offsets",
-            metadata,
-            Column("topic", Text, primary_key=True),
-            Column("number", Integer, primary_key=True),
-            Column("next_offset", BigInteger, nullable=False),
-            Column("behind", Boolean, nullable=False),
-        ),
-        consumer_marks=Table(
-            "consumer_marks",
-            metadata,
-            Column("topic", Text, primary_key=True),
-            Column("key", Text, primary_key=True),
-            Column("sequence", BigInteger, nullable=False),
-            Column("waits_for", Text),
-            Index("consumer_marks_waiting", "topic", "key", postgresql_where=text("waits_for IS NOT NULL")),
-        ),
-        parked_messages=_parked(metadata),
+    _store(metadata)
+    _relay(metadata)
+    _consumer(metadata)
+
+
+def _store(metadata: MetaData) -> None:
+    _events(metadata)
+    Table(
+        "heads",
+        metadata,
+        Column("key", Text, primary_key=True),
+        Column("open_sequence", BigInteger, nullable=False),
+        Column("cleared_sequence", BigInteger, nullable=False),
+    )
+    Table(
+        "idempotency",
+        metadata,
+        Column("actor", Text, primary_key=True),
+        Column("key", Text, primary_key=True),
+        Column("digest", LargeBinary, nullable=False),
+        Column("status", Integer, nullable=False),
+        Column("etag", Text, nullable=False),
+        Column("body", Text, nullable=False),
+        Column("answered_at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
+        Index("idempotency_by_age", "answered_at"),
     )
 
 
-def _events(metadata: MetaData) -> Table:
-    return Table(
+def _relay(metadata: MetaData) -> None:
+    Table(
+        "relay_cursor",
+        metadata,
+        Column("one", Boolean, primary_key=True),
+        Column("position", BigInteger, nullable=False),
+        Column("epoch", Integer, nullable=False),
+    )
+    Table(
+        "relay_places",
+        metadata,
+        Column("topic", Text, primary_key=True),
+        Column("number", Integer, primary_key=True),
+        Column("offset", BigInteger, nullable=False),
+        Column("event", Uuid, nullable=False),
+    )
+
+
+def _consumer(metadata: MetaData) -> None:
+    Table(
+        "consumer_offsets",
+        metadata,
+        Column("topic", Text, primary_key=True),
+        Column("number", Integer, primary_key=True),
+        Column("next_offset", BigInteger, nullable=False),
+        Column("behind", Boolean, nullable=False),
+    )
+    Table(
+        "consumer_marks",
+        metadata,
+        Column("topic", Text, primary_key=True),
+        Column("key", Text, primary_key=True),
+        Column("sequence", BigInteger, nullable=False),
+        Column("waits_for", Text),
+        Index("consumer_marks_waiting", "topic", "key", postgresql_where=text("waits_for IS NOT NULL")),
+    )
+    _parked(metadata)
+
+
+def _events(metadata: MetaData) -> None:
+    Table(
         "events",
         metadata,
         Column("position", BigInteger, Identity(always=True), primary_key=True),
@@ -122,8 +116,8 @@ def _events(metadata: MetaData) -> Table:
     )
 
 
-def _parked(metadata: MetaData) -> Table:
-    return Table(
+def _parked(metadata: MetaData) -> None:
+    Table(
         "parked_messages",
         metadata,
         Column("id", BigInteger, Identity(always=True), primary_key=True),

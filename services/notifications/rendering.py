@@ -22,7 +22,7 @@ from services.notifications.entry import Entry
 from services.notifications.feed import calendar, draft, stamped, zones_of
 from services.notifications.picture import Picture, assembled, read_thing
 from services.notifications.programme import Audience, Made, feed_name
-from services.notifications.zones import tz_release
+from shared.time_zones import tz_release
 
 BLOCKS_KEPT = 10_000
 """Entries with their blocks, in all caches together: about 30 MB."""

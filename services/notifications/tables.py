@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.tables import plumbing
 
 metadata = MetaData()
-plumbing_tables = plumbing(metadata)
+plumbing(metadata)
 
 instance = Table(
     "instance",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, lru_cache
-from importlib import import_module, resources
+from importlib import resources
 from itertools import pairwise, product
 from zoneinfo import ZoneInfo
 
@@ -55,11 +55,6 @@ def time_zone(zone: str) -> ZoneInfo | None:
         return None
     with resources.files("tzdata").joinpath("zoneinfo", *zone.split("/")).open("rb") as data:
         return ZoneInfo.from_file(data, key=zone)
-
-
-def tz_release() -> str:
-    """The release of the tz database in use, such as "2026f"."""
-    return str(import_module("tzdata").IANA_VERSION)
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)

@@ -6,7 +6,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.tables import plumbing
 
 metadata = MetaData()
-plumbing_tables = plumbing(metadata)
+plumbing(metadata)
 
 delegations = Table(
     "delegations",

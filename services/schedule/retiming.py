@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.schedule import meeting, movement, published, stop, tables
 from services.schedule.projections import MEETING, MODELS, MOVEMENT, STOP, STORE
 from services.schedule.settings import ScheduleSettings
-from services.schedule.wall_time import pin_time_zones, tz_release
+from services.schedule.wall_time import pin_time_zones
 from shared.command import Answer, Desk, Kind, Transaction
 from shared.http import Call
+from shared.time_zones import tz_release
 
 RETIMED: dict[Kind[Any, Any], Any] = {STOP: stop.retime, MOVEMENT: movement.retime, MEETING: meeting.retime}
 

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.tables import plumbing
 
 metadata = MetaData()
-plumbing_tables = plumbing(metadata)
+plumbing(metadata)
 
 
 def _instant(name: str) -> Column[object]:

@@ -10,11 +10,11 @@ import zoneinfo
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
-from importlib import import_module
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from shared.errors import Invalid, WallTimeRepeated, WallTimeSkipped, ZoneAbbreviated, ZoneUnknown
+from shared.time_zones import tz_release
 
 Fold = Literal[0, 1]
 
@@ -36,12 +36,6 @@ def pin_time_zones() -> None:
     zoneinfo.reset_tzpath(())
     ZoneInfo.clear_cache()
     _known_zones.cache_clear()
-
-
-def tz_release() -> str:
-    """The IANA release of the pinned database, such as "2023c"."""
-    release: str = import_module("tzdata").IANA_VERSION  # a package of data, without types
-    return release
 
 
 def check_zone(zone: str) -> ZoneInfo:

@@ -25,10 +25,10 @@ from services.schedule.meeting_fields import MeetingPlace, MeetingText, MeetingT
 from services.schedule.stay import Stay
 from services.schedule.trip import Place
 from services.schedule.venue import Press, Venue
-from services.schedule.wall_time import tz_release
 from shared.contracts import SERVICES
 from shared.event_store import Codec, StoredEvent
 from shared.messages import structured
+from shared.time_zones import tz_release
 
 TRIP = UUID("11111111-0000-4000-8000-000000000001")
 TOKYO = UUID("22222222-0000-4000-8000-000000000001")

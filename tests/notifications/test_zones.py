@@ -17,7 +17,8 @@ import pytest
 from dateutil.rrule import rrulestr
 from icalendar import Calendar, Timezone
 
-from services.notifications.zones import MAX_YEARS, time_zone, tz_release, vtimezone
+from services.notifications.zones import MAX_YEARS, time_zone, vtimezone
+from shared.time_zones import tz_release
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)

@@ -47,7 +47,7 @@ from services.schedule.meeting_fields import MeetingKind, MeetingPlace, MeetingT
 from services.schedule.stay import Engagement, Stay
 from services.schedule.trip import TripStatus
 from services.schedule.venue import Press, PressTag, Venue
-from services.schedule.wall_time import Fold, tz_release
+from services.schedule.wall_time import Fold
 from shared.errors import (
     Invalid,
     NotFound,
@@ -60,6 +60,7 @@ from shared.errors import (
     ZoneAbbreviated,
     ZoneUnknown,
 )
+from shared.time_zones import tz_release
 
 TRIP = UUID("11111111-0000-4000-8000-000000000001")
 MEETING = UUID("44444444-0000-4000-8000-000000000001")

@@ -38,8 +38,9 @@ from services.schedule.movement import (
 )
 from services.schedule.stay import Stay
 from services.schedule.trip import Place, TripStatus
-from services.schedule.wall_time import Fold, tz_release
+from services.schedule.wall_time import Fold
 from shared.errors import Invalid, NotFound, Refusal, WallTimeRepeated, WallTimeSkipped, WrongState, ZoneAbbreviated
+from shared.time_zones import tz_release
 
 TRIP = UUID("11111111-0000-4000-8000-000000000001")
 FLIGHT = UUID("55555555-0000-4000-8000-000000000001")

@@ -17,9 +17,9 @@ from services.participants.delegation import DelegationDissolved, DelegationRegi
 from services.schedule import wall_time
 from services.schedule.projections import MODELS
 from services.schedule.retiming import retime_trip
-from services.schedule.wall_time import tz_release
 from shared.command import WAIT_SECONDS
 from shared.problems import STATUS
+from shared.time_zones import tz_release
 from tests.running_api import Api
 
 TRIP = "11111111-1111-4111-8111-111111111111"

@@ -33,7 +33,7 @@ from services.schedule.stop import (
     retime,
 )
 from services.schedule.trip import TripStatus
-from services.schedule.wall_time import Fold, tz_release
+from services.schedule.wall_time import Fold
 from shared.errors import (
     Invalid,
     MeetingsOutsideStay,
@@ -45,6 +45,7 @@ from shared.errors import (
     ZoneAbbreviated,
     ZoneUnknown,
 )
+from shared.time_zones import tz_release
 
 TRIP = UUID("11111111-0000-4000-8000-000000000001")
 TOKYO = UUID("22222222-0000-4000-8000-000000000001")

@@ -20,9 +20,9 @@ from services.schedule.wall_time import (
     resolve_near,
     rfc3339,
     settle,
-    tz_release,
 )
 from shared.errors import Invalid, WallTimeRepeated, WallTimeSkipped, ZoneAbbreviated, ZoneUnknown
+from shared.time_zones import tz_release
 
 ZONES = [
     "Asia/Jerusalem",
