@@ -13,8 +13,14 @@ IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 """A process that stands still inside a transaction loses it, so that it cannot hold the log's lock for ever."""
 
 
-def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
-    """An engine for one service. `name` is shown in `pg_stat_activity`."""
+COMMAND_TIMEOUT = 10.0
+"""Seconds. A server that has stopped answering (frozen, or cut off) is as good as away; no timeout of its own tells."""
+
+
+def make_engine(
+    url: str, *, name: str, pool_size: int = 10, command_timeout: float | None = COMMAND_TIMEOUT
+) -> AsyncEngine:
+    """An engine for one service. `name` is shown in `pg_stat_activity`; a tool may wait for ever (None)."""
     engine = create_async_engine(
         url,
         pool_size=pool_size,
@@ -24,6 +30,7 @@ def make_engine(url: str, *, name: str, pool_size: int = 10) -> AsyncEngine:
         json_deserializer=str,
         connect_args={
             "timeout": 5,
+            "command_timeout": command_timeout,
             "server_settings": {
                 "application_name": f"attache-{name}",
                 "timezone": "UTC",

@@ -56,7 +56,7 @@ def message_log_router(service: str, engine: AsyncEngine, store: EventStore, bod
     @router.get("/messages/heads", summary="The last sequence number of each key")
     async def heads(
         _: Annotated[Call, needs("service")],
-        topic: Annotated[str, Query(examples=[topic_of(service, openly=True)])],
+        topic: Annotated[str, Query(description="the open one unless given")] = topic_of(service, openly=True),
         after: Annotated[
             str, Query(description="the last key of the page before", max_length=KEY_LENGTH, pattern=_NO_NUL)
         ] = "",

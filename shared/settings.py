@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -76,6 +77,14 @@ class Settings(BaseSettings):
     def _an_address(cls, value: str) -> str:
         _HTTP_URL.validate_python(value)
         return value.rstrip("/")
+
+    @field_validator("database_url", "bus_url")
+    @classmethod
+    def _a_database(cls, value: SecretStr | None) -> SecretStr | None:
+        parts = urlsplit(value.get_secret_value()) if value is not None else None
+        if parts is not None and not (parts.scheme == "postgresql+asyncpg" and parts.path.strip("/")):
+            raise ValueError("should be postgresql+asyncpg://user:password@host:port/name")
+        return value
 
     @model_validator(mode="after")
     def _a_whole_bus(self) -> "Settings":

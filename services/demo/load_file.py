@@ -60,6 +60,11 @@ class LoadFile:
         self._record: dict[str, Any] = _read(path)
 
     @property
+    def path(self) -> Path:
+        """Where the record stands."""
+        return self._path
+
+    @property
     def load(self) -> str:
         """The id of the load; the empty text before one began."""
         return str(self._record["load"])

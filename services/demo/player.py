@@ -134,7 +134,10 @@ class _Player:
         kept = self._kept
         if kept.load and kept.loaded is None:
             if now - kept.began >= KEYS_KEPT:
-                raise LoadTooOld(f"the load of {kept.began:%d %B %Y} broke off too long ago to be taken up again")
+                raise LoadTooOld(
+                    f"{kept.path}: the load of {kept.began:%d %B %Y} broke off too long ago to be taken up again; "
+                    "remove it to load the trip anew"
+                )
             return
         kept.begin(of=self._file.id, now=now)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request
-from sqlalchemy import select
+from sqlalchemy import exists, or_, select
 from starlette.responses import Response
 
 from services.notifications import shapes, tables
@@ -59,7 +59,10 @@ async def issue_feed_link(trip: UUID, body: shapes.IssueFeedLink, call: Issuer, 
 async def rotate_feed_link(
     link: UUID, call: Issuer, desk: At, request: Request, body: shapes.RotateFeedLink = shapes.RotateFeedLink()
 ) -> Response:
-    """A new address; the old one goes on for `grace`, then it is as revoked."""
+    """A new address; all earlier ones go on for `grace` at most, then they are as revoked.
+
+    One that is in the grace of an earlier rotation ends with that where it is sooner: no rotation prolongs it.
+    """
     secret = secrets.token_urlsafe(24)
     command = RotateFeedLink(feed_link=link, secret_hash=_hash(secret), grace=body.grace, at=call.now)
     return await _execute(request, call, desk, await _trip_of(desk, link), command, secret=secret)
@@ -81,6 +84,7 @@ async def revoke_feed_link(link: UUID, call: Issuer, desk: At, request: Request,
 )
 async def list_feed_links(trip: UUID, _: Reader, desk: At, cursor: Cursor = None, limit: Limit = 100) -> Response:
     """Revoked and expired ones included; never a secret."""
+    await _check_heard_of(desk, trip)
     table = tables.feed_links
     return await list_things(
         desk.engine, table, table.c.expires_at, where=table.c.trip == trip, cursor=cursor, limit=limit
@@ -111,6 +115,29 @@ async def show_feed_link(link: UUID, _: Reader, desk: At) -> Response:
         last = shapes.Fetch(at=row.at, client=row.client, version=row.version, count=row[5]).model_dump(mode="json")
     # the tag counts changes of the link, which a fetch is not: so the answer is whole each time
     return answer({**json.loads(row.thing), "fetched": last}, etag=row.revision)
+
+
+documented = APIRouter(tags=["feeds"])
+
+
+@documented.get(
+    "/feeds/{secret}.ics",
+    summary="A feed",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/calendar": {"example": "BEGIN:VCALENDAR"}}},
+        304: {"description": "The client has these bytes already (If-None-Match, If-Modified-Since)."},
+        **problems("not-found", "method-not-allowed"),
+        410: {"description": "The link ended more than 30 days ago.", **problems("not-found")[404]},
+    },
+)
+async def feed(secret: str) -> Response:
+    """iCalendar (RFC 5545), by GET and HEAD, without a token: the address is the secret. Gzip where it is asked for.
+
+    A revoked or expired link is an empty calendar for 30 days. `FeedDoor` answers all of this before the framework is
+    asked; it stands here to be documented.
+    """
+    raise NotFound(f"there is no feed at an address of {len(secret)} characters")
 
 
 async def _execute(
@@ -163,6 +190,15 @@ def _with_address(link: FeedLink, url: str, status: int) -> Answer:
 def _check_level(call: Call, level: str) -> None:
     if level != "delegation" and not call.may("planner"):
         raise LevelNotAllowed("staff give links up to the level delegation", level=level)
+
+
+async def _check_heard_of(desk: Desk, trip: UUID) -> None:
+    """A trip is known by what others told of it, or by its links where that is being told anew. Raises NotFound."""
+    things, links = tables.things, tables.feed_links
+    async with desk.engine.connect() as connection:
+        told = exists().where(things.c.trip == trip)
+        if not await connection.scalar(select(or_(told, exists().where(links.c.trip == trip)))):
+            raise NotFound(f"there is no trip {trip}")
 
 
 async def _trip_of(desk: Desk, link: UUID) -> UUID:

@@ -92,14 +92,14 @@ def empty_calendar() -> bytes:
     return (_OPENING + _HINTS).encode() + _CLOSING
 
 
-def zones_of(entries: Iterable[Entry]) -> dict[str, bytes | None]:
+def zones_of(entries: Iterable[Entry], of_trip: Iterable[int] = ()) -> dict[str, bytes | None]:
     """Each zone of the entries with its VTIMEZONE, or None where none is right, in order of TZID.
 
-    Right for all calendar years that the entries touch together: so an entry in another year may turn a zone to None,
-    or to another rule, and with it the drafts of all entries in that zone.
+    Right for all calendar years that the trip (`of_trip`) and the entries touch together: so an entry in another year
+    may turn a zone to None, or to another rule, and with it the drafts of all entries in that zone.
     """
     names: set[str] = set()
-    years: set[int] = set()
+    years = set(of_trip)
     for entry in entries:
         when = entry.when
         if isinstance(when, Days):

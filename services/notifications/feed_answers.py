@@ -25,7 +25,6 @@ CALENDAR: Headers = [
     (b"content-disposition", b'inline; filename="programme.ics"'),
     *COMMON,
 ]
-PLAIN_TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *COMMON]
 
 _TAGS = re.compile(rb'(?:W/)?"([^"]*)"')
 _CODING = re.compile(rb"\s*([^\s;]+)\s*(?:;\s*q\s*=\s*([0-9.]{1,5})\s*)?")

@@ -59,7 +59,10 @@ class IssueFeedLink:
 
 @dataclass(frozen=True, kw_only=True)
 class RotateFeedLink:
-    """The newest secret so far goes on for `grace` after `at` (zero: it is as revoked at once)."""
+    """All secrets so far end at `grace` after `at` at the latest (zero: they are as revoked at once).
+
+    One that is in the grace of an earlier rotation keeps its own end where that comes first.
+    """
 
     feed_link: UUID
     secret_hash: str
@@ -239,9 +242,11 @@ def _rotate(command: RotateFeedLink, link: FeedLink) -> list[Event]:
         raise WrongState("The feed link has expired: issue another.")
     if command.grace < timedelta(0):
         raise Invalid.field("grace", "the grace time is not negative")
-    lives_until = command.at + min(command.grace, link.expires_at - command.at)
-    earlier = EarlierSecret(secret_hash=link.secret_hash, lives_until=lives_until)
-    wanted = FeedLinkFields(secret_hash=command.secret_hash, earlier_secrets=(*link.earlier_secrets, earlier))
+    end = command.at + min(command.grace, link.expires_at - command.at)
+    # who rotates without grace has learnt of a leak, and an earlier secret may be the one that leaked
+    earlier = [replace(each, lives_until=min(each.lives_until, end)) for each in link.earlier_secrets]
+    newest = EarlierSecret(secret_hash=link.secret_hash, lives_until=end)
+    wanted = FeedLinkFields(secret_hash=command.secret_hash, earlier_secrets=(*earlier, newest))
     changed, was = differing(link, wanted)
     return [FeedLinkRotated(trip=link.trip, feed_link=link.id, changed=changed, was=was)]
 

@@ -13,13 +13,14 @@ from hashlib import sha256
 from uuid import UUID
 
 import structlog
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.notifications.feed import empty_calendar
 from services.notifications.feed_answers import (
     CALENDAR,
     COMMON,
-    PLAIN_TEXT,
     Headers,
     answers,
     asked,
@@ -28,6 +29,8 @@ from services.notifications.feed_answers import (
 )
 from services.notifications.feed_link import ends_at, standing
 from services.notifications.shelf import Card, Shelf
+from shared.errors import NotFound
+from shared.problems import problem, unrouted_problem
 
 PREFIX = "/feeds/"
 ROBOTS = "/robots.txt"
@@ -109,7 +112,7 @@ class FeedDoor:
         if scope["method"] in _METHODS:
             await answer(scope, send)
         else:
-            await _send(scope, send, 405, sized([(b"allow", b"GET, HEAD"), *COMMON], 0), b"")
+            await _refuse(scope, send, _NO_METHOD)
 
     async def _get(self, scope: Scope, send: Send) -> None:
         name = scope["path"][len(PREFIX) :]
@@ -120,7 +123,7 @@ class FeedDoor:
             await self._shelf.look_again(UNKNOWN_SECONDS)
             card = self._shelf.card(secret_hash)
         if card is None:
-            await _refuse(scope, send, 404, b"There is no such feed.\n")
+            await _refuse(scope, send, _UNKNOWN)
             return
         now = self._clock()
         match standing(card.link, secret_hash, now):
@@ -129,7 +132,7 @@ class FeedDoor:
             case "empty":
                 await self._ended(scope, send, ends_at(card.link, secret_hash))
             case "gone":
-                await _refuse(scope, send, 410, b"This feed has ended.\n")
+                await _refuse(scope, send, _GONE)
 
     async def _live(self, scope: Scope, send: Send, card: Card, now: datetime) -> None:
         audience = card.audience
@@ -165,9 +168,14 @@ class FeedDoor:
         await _send(scope, send, 200, sized(headers, len(_ROBOTS_TEXT)), _ROBOTS_TEXT)
 
 
-async def _refuse(scope: Scope, send: Send, status: int, said: bytes) -> None:
-    log.info("feed.refused", status=status)  # never the address: who has a dead one may have a live one too
-    await _send(scope, send, status, sized(PLAIN_TEXT, len(said)), said)
+_UNKNOWN = problem(NotFound("There is no such feed."))
+_GONE = problem(NotFound("This feed has ended."), status=410)
+_NO_METHOD = unrouted_problem(HTTPException(405, headers={"Allow": "GET, HEAD"}))
+
+
+async def _refuse(scope: Scope, send: Send, refused: Response) -> None:
+    log.info("feed.refused", status=refused.status_code)  # never the address: who has a dead one may have a live one
+    await _send(scope, send, refused.status_code, [*refused.raw_headers, *COMMON], bytes(refused.body))
 
 
 async def _send(scope: Scope, send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -84,14 +84,13 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await instance.settle(engine, settings.domain, renderer_id())
-        await shelf.fill()
-        try:
-            async with service.running():
-                yield
-        finally:
-            await write_down(feeds_engine, fetches)
-            await feeds_engine.dispose()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(feeds_engine.dispose)
+            await instance.settle(engine, settings.domain, renderer_id())
+            await shelf.fill()
+            stack.push_async_callback(write_down, feeds_engine, fetches)
+            await stack.enter_async_context(service.running())
+            yield
 
     app = FastAPI(
         title="Attaché: notifications",
@@ -107,6 +106,7 @@ def create_app(
     app.state.public_url = settings.public_url
     install(app, service=NAME)
     app.include_router(api.router)
+    app.include_router(api.documented)
     app.include_router(service.router())
     app.add_middleware(FeedDoor, shelf=shelf, fetches=fetches, clock=clock)  # added last, so it stands outermost
     return app

@@ -20,8 +20,11 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trip:
+    """`years` are those of its first and its last day, as far as they were told."""
+
     id: UUID
     title: str
+    years: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +238,8 @@ def _wall(text: str) -> datetime:
 
 
 def _trip(thing: UUID, _: int, document: Document) -> Trip:
-    return Trip(id=thing, title=document["title"])
+    days = (document.get("starts_on"), document.get("ends_on"))
+    return Trip(id=thing, title=document["title"], years=tuple(int(day[:4]) for day in days if day))
 
 
 def _stop(thing: UUID, count: int, document: Document) -> Stop:

@@ -236,7 +236,7 @@ def _movement_entry(movement: Movement, shows: frozenset[Part], alarm: timedelta
         text.append(f"Landed: {moment_line(shifted(arrives, movement.landed_at), destination.place)}")
     text += _hard(movement.hard, shows)
     text += labelled("Mode", movement.mode)
-    text += _state(movement.status, movement.reason, shows, called_off=dropped)
+    text += _state(_progress(movement), movement.reason, shows, called_off=dropped)
     text += labelled("Notes", movement.notes if "notes" in shows else None)
     return Entry(
         id=movement.id,
@@ -255,6 +255,13 @@ def _movement_entry(movement: Movement, shows: frozenset[Part], alarm: timedelta
         related_to=None,
         alarm=None if dropped else alarm,
     )
+
+
+def _progress(movement: Movement) -> str:
+    """Where it is, as far as it was reported."""
+    if movement.status != "planned":
+        return movement.status
+    return "landed" if movement.landed_at else "under way" if movement.left_at else "planned"
 
 
 _STATUS: Mapping[str, Literal["TENTATIVE", "CONFIRMED", "CANCELLED"]] = {

@@ -131,7 +131,7 @@ def render(
 ) -> Rendering:
     """One audience's body. `revisions` are those of its items so far, `now` is an aware instant."""
     entries = programme.programme(picture, reader, cache.made)
-    zones = zones_of(entries)
+    zones = zones_of(entries, picture.trip.years if picture.trip else ())
     before = cache.blocks if zones == cache.zones else {}
     blocks: dict[UUID, Block] = {}
     revised: dict[UUID, Revision] = {}

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from shared.shapes import Body, Duration, Instant, Line, NewId, Shape
+from shared.shapes import Body, Duration, Instant, Line, NewId, Shape, example
 
 
 class Fetch(Shape):
@@ -42,7 +42,12 @@ class ListedFeedLink(FeedLink):
     fetched: Fetch | None
 
 
-class IssueFeedLink(Body):
+class IssueFeedLink(
+    Body,
+    json_schema_extra=example(
+        {"delegation": "0a5f2f0e-7c1d-4c53-9d1e-6a1f3c2b4d5e", "level": "delegation", "label": "Delegation phones"}
+    ),
+):
     id: NewId
     delegation: UUID
     level: Literal["full", "delegation"]
@@ -54,5 +59,5 @@ class IssueFeedLink(Body):
     )
 
 
-class RotateFeedLink(Body):
-    grace: Duration = Field(default=timedelta(0), description="for how long the old address goes on")
+class RotateFeedLink(Body, json_schema_extra=example({"grace": "PT24H"})):
+    grace: Duration = Field(default=timedelta(0), description="for how long the old addresses go on, at most")

@@ -50,19 +50,24 @@ async def write_down(engine: AsyncEngine, fetches: Fetches) -> None:
 
 
 async def forget_old_bodies(engine: AsyncEngine, days: int) -> None:
-    """Every hour, drop the bodies that ended longer ago than they are kept; the newest of an audience stays."""
+    """Drop old bodies every hour, for ever; what could not be dropped while the database is away waits an hour."""
     while True:
         try:
-            async with engine.begin() as connection:
-                await connection.execute(
-                    text(
-                        "DELETE FROM bodies b USING bodies later WHERE later.audience = b.audience "
-                        "AND later.version = b.version + 1 "
-                        "AND later.since < clock_timestamp() - make_interval(days => :days)"
-                    ),
-                    {"days": days},
-                )
+            await drop_old_bodies(engine, days)
         except Exception as error:
             if not is_away(error):
                 raise
         await asyncio.sleep(FORGET_SECONDS)
+
+
+async def drop_old_bodies(engine: AsyncEngine, days: int) -> None:
+    """Drop the bodies that ended longer ago than they are kept; the newest of an audience has no end and stays."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "DELETE FROM bodies b USING bodies later WHERE later.audience = b.audience "
+                "AND later.version = b.version + 1 "
+                "AND later.since < clock_timestamp() - make_interval(days => :days)"
+            ),
+            {"days": days},
+        )

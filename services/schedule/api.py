@@ -25,6 +25,7 @@ from services.schedule.projections import (
     engagements,
     trip_facts,
 )
+from services.schedule.stay import Engagement
 from shared.command import Answer, Desk, Kind, Transaction, answer_with
 from shared.http import Call
 from shared.openapi import COMMAND, problems
@@ -103,7 +104,8 @@ async def drop_stop(stop: UUID, call: Planner, desk: At, body: shapes.Drop = sha
 )
 async def add_movement(trip: UUID, body: shapes.AddMovement, call: Planner, desk: At) -> Response:
     """A travel leg: departs by the clocks of one zone, arrives by those of another."""
-    command = movements.AddMovement(trip=trip, movement=body.id or uuid4(), **body.values("id"))
+    label = body.label or f"{body.origin.place} to {body.destination.place}"
+    command = movements.AddMovement(trip=trip, movement=body.id or uuid4(), label=label, **body.values("id", "label"))
     return await _on_movement(call, desk, trip, command, 201)
 
 
@@ -233,14 +235,33 @@ async def _on_stop(call: Call, desk: Desk, trip: UUID, command: stops.Command, s
         facts = await trip_facts(transaction.connection, trip)
         added = isinstance(command, stops.AddStop)
         stop = await (transaction.load if added else transaction.get)(STOP, command.stop)
-        held = await engagements(transaction.connection, command.stop)
-        events = stops.decide(command, stop, facts.status, facts.stays, held)
+        followers = await _followers(transaction, command, stop)
+        held = {each.meeting: each for each in await engagements(transaction.connection, command.stop)}
+        held |= {thing: engaged for thing, (_, engaged) in followers.items() if engaged is not None}
+        events = stops.decide(command, stop, facts.status, facts.stays, tuple(held.values()))
         after = transaction.record(STOP, command.stop, events)
+        for thing, (rescheduled, _) in followers.items():
+            transaction.record(MEETING, thing, rescheduled)
         if after.host and (stop is None or stop.host != after.host):
             await check_delegations(transaction.connection, trip, {after.host})
         return answer_with(STOP, after, status)
 
     return response(await desk.execute(call, trip, act), f"/schedule/stops/{command.stop}")
+
+
+async def _followers(
+    transaction: Transaction, command: stops.Command, stop: stops.Stop | None
+) -> dict[UUID, tuple[list[meetings.Event], Engagement | None]]:
+    """What another zone of a stop means for its meetings, and when each then is, in the same act."""
+    if stop is None or not isinstance(command, stops.ChangeStop):
+        return {}
+    zone = command.changes.get("zone", stop.zone)
+    followers: dict[UUID, tuple[list[meetings.Event], Engagement | None]] = {}
+    for thing in await MODELS.ids(transaction.connection, MEETING.name, stop=stop.id) if zone != stop.zone else ():
+        meeting = await transaction.load(MEETING, thing)
+        if meeting is not None and (events := meetings.follow_stop(meeting, stop.zone, zone)):
+            followers[thing] = (events, meetings.evolve(meeting, events[0]).engagement)
+    return followers
 
 
 async def _on_movement(call: Call, desk: Desk, trip: UUID, command: movements.Command, status: int = 200) -> Response:

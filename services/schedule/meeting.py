@@ -284,6 +284,18 @@ def fall_with_trip(meeting: Meeting, reason: str) -> list[Event]:
     return [] if meeting.status == "cancelled" else _cancel(meeting, reason)
 
 
+def follow_stop(meeting: Meeting, before: str, zone: str) -> list[Event]:
+    """A stop's zone was put right: a meeting that went by its clocks keeps its wall time, by the new ones.
+
+    A cancelled one too: it is still shown, and may be reinstated. One in a zone of its own stays.
+    """
+    if meeting.zone != before:
+        return []
+    start = resolve_near(meeting.start, zone, meeting.starts_at)
+    changed, was = differing(meeting, _times(start, meeting.duration))
+    return [MeetingRescheduled(trip=meeting.trip, meeting=meeting.id, changed=changed, was=was)]
+
+
 def retime(meeting: Meeting, now: datetime) -> list[Event]:
     """A start after `now` that the tz database in force puts elsewhere; the wall time moves only if it exists no more.
 

@@ -99,6 +99,7 @@ def check_fields(fields: MeetingFields) -> None:
 
 def _check_duration(duration: timedelta) -> None:
     if not timedelta(0) < duration <= LONGEST:
-        raise Invalid.field("duration", f"a meeting takes some time, and no more than {LONGEST}")
+        longest = f"{LONGEST // timedelta(hours=1)} hours"
+        raise Invalid.field("duration", f"a meeting takes some time, and no more than {longest}")
     if duration.microseconds:
         raise Invalid.field("duration", "a duration has whole seconds")

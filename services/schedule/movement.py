@@ -329,7 +329,7 @@ def _check_span(departs_at: datetime, arrives_at: datetime) -> None:
     if arrives_at <= departs_at:
         raise Invalid.field("arrives", "a movement arrives after it departs, as instants go")
     if arrives_at - departs_at > LONGEST:
-        raise Invalid.field("arrives", f"a movement takes no longer than {LONGEST}")
+        raise Invalid.field("arrives", f"a movement takes no longer than {LONGEST // timedelta(hours=1)} hours")
 
 
 def _times(departure: Timed, arrival: Timed) -> MovementFields:

@@ -207,7 +207,7 @@ class AddMovement(
 ):
     id: NewId
     mode: MovementMode
-    label: Line = Field(examples=["Tel Aviv to Amman"])
+    label: Line | None = Field(default=None, examples=["Tel Aviv to Amman"], description="else from and to")
     origin: Origin
     destination: Destination
     stop: UUID | None = Field(default=None, description="the stop that it arrives at")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,6 +12,7 @@ import pytest
 
 from services.demo.trip_fields import Ref
 from services.demo.trip_file import DEMO, Step, TripFile, read_trip_file
+from services.notifications import feed_link
 from services.notifications import shapes as link_shapes
 from services.participants import delegation, member
 from services.participants import shapes as roster_shapes
@@ -266,6 +267,24 @@ def test_travelling_delegation_is_at_every_meeting(played: Played) -> None:
     ours = played.of("delegation")["us"].id
 
     assert [each.title for each in played.of("meeting").values() if ours not in each.delegations] == []
+
+
+def test_every_link_says_when_it_ends_and_is_live_for_years(trip_file: TripFile) -> None:
+    now, secret_hash = datetime.now(UTC), "0" * 64
+    live = []
+    for step in trip_file.steps:
+        if step.command == "IssueFeedLink":
+            assert "expires_at" in step.body, f"line {step.line}"
+            values = _values(step.command, {**step.body, "delegation": uuid4()})
+            command = feed_link.IssueFeedLink(
+                trip=uuid4(), feed_link=uuid4(), creator="demo", secret_hash=secret_hash, at=now, **values
+            )
+            own = feed_link.Audience(delegation_kind="own", trip_ends_at=datetime(2023, 11, 10, tzinfo=UTC))
+            [issued] = feed_link.decide(command, None, own)
+            link = feed_link.evolve(None, issued)
+            live.append(feed_link.standing(link, secret_hash, now + timedelta(days=3650)))
+
+    assert live == ["live"] * 10
 
 
 def test_topics_of_each_stop_are_those_that_are_known(played: Played) -> None:

@@ -326,7 +326,10 @@ async def test_load_that_broke_off_before_the_keys_were_forgotten_is_not_guessed
         with pytest.raises(LoadTooOld) as caught:
             await play(trip_file, client, kept)
 
-    assert str(caught.value) == f"the load of {began:%d %B %Y} broke off too long ago to be taken up again"
+    assert str(caught.value) == (
+        f"{kept.path}: the load of {began:%d %B %Y} broke off too long ago to be taken up again; "
+        "remove it to load the trip anew"
+    )
     assert api.done == []
 
 

@@ -225,6 +225,8 @@ def test_zones_are_right_for_all_years_that_the_entries_touch(meeting: Entry) ->
     stay = replace(meeting, when=Days(first=date(2023, 12, 30), last=date(2024, 1, 2)))
     found = [zones_of(entries)["Africa/Casablanca"] for entries in ([within], [across], [within, stay])]
     assert [text is not None for text in found] == [True, False, False]
+    of_trip = [zones_of([within], years)["Africa/Casablanca"] for years in ((2023, 2023), (2023, 2024))]
+    assert [text is not None for text in of_trip] == [True, False]
 
 
 def test_feed_without_times_has_no_zones(meeting: Entry) -> None:

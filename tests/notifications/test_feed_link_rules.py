@@ -197,16 +197,31 @@ def test_grace_is_not_negative_and_ends_with_the_link() -> None:
     assert fold(ISSUED, event).earlier_secrets == (EarlierSecret(secret_hash=FIRST, lives_until=utc(25, 5)),)
 
 
-def test_link_rotated_twice_keeps_each_secret_with_its_own_end() -> None:
-    again = RotateFeedLink(feed_link=LINK, secret_hash=THIRD, grace=timedelta(0), at=utc(5, 10))
+@pytest.mark.parametrize(
+    ("grace", "first_end", "second_end"),
+    [
+        (timedelta(0), utc(5, 10), utc(5, 10)),
+        (timedelta(hours=24), utc(6, 10), utc(6, 10)),
+        (timedelta(days=7), utc(6, 20), utc(12, 10)),
+    ],
+)
+def test_link_rotated_twice_ends_each_secret_with_its_own_grace_or_the_later_one_if_that_is_sooner(
+    grace: timedelta, first_end: datetime, second_end: datetime
+) -> None:
+    again = RotateFeedLink(feed_link=LINK, secret_hash=THIRD, grace=grace, at=utc(5, 10))
     link = fold(ISSUED, ROTATED, *when(again, ISSUED, ROTATED))
     assert (link.secret_hash, link.earlier_secrets) == (
         THIRD,
         (
-            EarlierSecret(secret_hash=FIRST, lives_until=utc(6, 20)),
-            EarlierSecret(secret_hash=SECOND, lives_until=utc(5, 10)),
+            EarlierSecret(secret_hash=FIRST, lives_until=first_end),
+            EarlierSecret(secret_hash=SECOND, lives_until=second_end),
         ),
     )
+
+
+def test_secret_that_ended_is_not_brought_back_by_a_later_rotation() -> None:
+    again = RotateFeedLink(feed_link=LINK, secret_hash=THIRD, grace=timedelta(days=7), at=utc(8))
+    assert ends_at(fold(ISSUED, ROTATED, *when(again, ISSUED, ROTATED)), FIRST) == utc(6, 20)
 
 
 @pytest.mark.parametrize("used", [FIRST, SECOND])

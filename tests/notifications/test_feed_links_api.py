@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import icalendar
 import pytest
+from sqlalchemy import text
 
 from tests.feeds_fixture import BASE, MIGRATIONS, MakeNotifications, Messages, Notifications
 
@@ -164,6 +165,15 @@ async def test_links_are_listed_by_expiry_in_pages(world: World) -> None:
     assert pages == [["In 10 days", "In 20 days"], ["In 30 days"]]
 
 
+async def test_links_are_listed_where_nothing_else_is_known_of_the_trip(world: World) -> None:
+    before = (await world.notifications.staff.get(world.links)).json()
+    issued = await world.notifications.issue(world.trip, world.host)
+    async with world.notifications.engine.begin() as connection:  # as at the beginning of a rebuild
+        await connection.execute(text("DELETE FROM things"))
+    listed = (await world.notifications.staff.get(world.links)).json()
+    assert (before["items"], [link["id"] for link in listed["items"]]) == ([], [issued["id"]])
+
+
 async def test_expiry_is_fourteen_days_after_the_later_of_the_trips_end_and_the_issue(world: World) -> None:
     stop = await world.messages.add_stop("Osaka", "Asia/Tokyo", "2031-05-20")  # a last item after the last day
     await world.messages.schedule(stop, "Late talks", "2031-05-20T21:00:00", [world.host])
@@ -252,6 +262,7 @@ async def test_what_nobody_has_heard_of_is_waited_for_and_then_refused(world: Wo
     assert (_refused(foreign), foreign.json()["errors"][0]["loc"]) == ((422, "invalid"), ["body", "delegation"])
     nowhere = f"/notifications/feed-links/{uuid4()}"
     for answer in (
+        await planner.get(f"/notifications/trips/{uuid4()}/feed-links"),
         await planner.get(nowhere),
         await planner.post(f"{nowhere}/rotate", json={}),
         await planner.post(f"{nowhere}/revoke", json={"reason": "x"}),

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -20,12 +20,16 @@ import httpx
 import icalendar
 import pytest
 import structlog
+from asyncpg import UndefinedTableError
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from services.notifications.feed_answers import answers, asked, client_family, takes_gzip
 from services.notifications.main import NO_TELEMETRY
+from services.notifications.shelf import SWEEP_SECONDS
+from services.notifications.upkeep import drop_old_bodies
+from shared.database import make_engine
 from shared.logs import set_up
 from tests.feeds_fixture import MIGRATIONS, Clock, MakeNotifications, Messages, Notifications, SilentBus, Stoppable
 
@@ -281,13 +285,22 @@ NO_FEEDS = (
 )
 
 
+NO_SUCH_FEED = {
+    "type": "about:blank",
+    "title": "Not Found",
+    "status": 404,
+    "detail": "There is no such feed.",
+    "slug": "not-found",
+}
+
+
 async def test_address_that_is_none_is_a_404_like_every_other(world: World) -> None:
     shelf = world.notifications.app.state.shelf
     for path in NO_FEEDS:
         looks = shelf._begun
         named = path.format(secret=_secret(world.url), other=secrets.token_urlsafe(24), long="a" * 30_000)
         answer = await world.get(f"http://feeds.example{named}")
-        assert (path, answer.status_code, answer.content) == (path, 404, b"There is no such feed.\n")
+        assert (path, answer.status_code, answer.json()) == (path, 404, NO_SUCH_FEED)
         assert shelf._begun > looks  # one more look is taken for each, so none takes less time than another
 
 
@@ -309,7 +322,9 @@ async def test_query_of_an_address_changes_nothing(world: World) -> None:
 async def test_feeds_are_read_and_nothing_else(world: World) -> None:
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PROPFIND", "REPORT"):
         answer = await world.notifications.anyone.request(method, world.url, content=b"x")
-        assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "GET, HEAD", b"")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["slug"] == "method-not-allowed"
 
 
 async def test_robots_are_let_in_to_the_feeds_alone(world: World) -> None:
@@ -340,7 +355,7 @@ async def test_revoked_link_is_an_empty_calendar_for_thirty_days_and_then_gone(
     assert (await world.get()).status_code == 200
     clock.ahead += timedelta(seconds=5)
     gone = await world.get(if_none_match=ended.headers["etag"])
-    assert (gone.status_code, gone.content) == (410, b"This feed has ended.\n")
+    assert (gone.status_code, gone.json()["slug"], gone.json()["detail"]) == (410, "not-found", "This feed has ended.")
     assert (await world.notifications.anyone.post(world.url)).status_code == 405
 
 
@@ -368,10 +383,8 @@ async def test_rotated_address_goes_on_for_its_grace_and_then_is_as_revoked(
     clock = Clock()
     world = await _world(await make_database(MIGRATIONS), make_notifications, clock=clock)
     second = (await world.rotate(grace="PT1H"))["url"]
-    third = (await world.rotate())["url"]
-    live = (await world.get(third)).content
-    held = [_events((await world.get(url)).content) for url in (world.url, second, third)]
-    assert held == [["Talks", "Tokyo"], [], ["Talks", "Tokyo"]]
+    live = (await world.get(second)).content
+    assert _events(live) == ["Talks", "Tokyo"]
     assert (await world.get()).content == live  # not a redirect, which would hand the new address on
     clock.ahead = timedelta(minutes=59, seconds=50)
     before = _events((await world.get()).content)
@@ -379,7 +392,14 @@ async def test_rotated_address_goes_on_for_its_grace_and_then_is_as_revoked(
     after = _events((await world.get()).content)
     assert (before, after) == (["Talks", "Tokyo"], [])
     clock.ahead = timedelta(hours=1) + DAYS_30
-    assert [(await world.get(url)).status_code for url in (world.url, second, third)] == [410, 410, 200]
+    assert [(await world.get(url)).status_code for url in (world.url, second)] == [410, 200]
+
+
+async def test_rotation_without_grace_ends_every_earlier_address_also_one_in_its_grace(world: World) -> None:
+    second = (await world.rotate(grace="P7D"))["url"]
+    third = (await world.rotate())["url"]
+    held = [_events((await world.get(url)).content) for url in (world.url, second, third)]
+    assert held == [[], [], ["Talks", "Tokyo"]]
 
 
 async def test_revocation_ends_every_address_also_one_in_its_grace(world: World) -> None:
@@ -395,6 +415,20 @@ async def test_revocation_holds_on_every_replica_a_moment_later(
     assert b"Talks" in (await other.anyone.get(world.url)).content
     await world.revoke()
     await other.get_until(world.url, lambda body: b"Talks" not in body, patience=3.0)
+
+
+async def test_revocation_holds_a_moment_later_also_where_no_connection_is_left_for_commands(
+    world: World, make_notifications: MakeNotifications
+) -> None:
+    other = await make_notifications(world.database_url)
+    assert b"Talks" in (await other.anyone.get(world.url)).content
+    async with AsyncExitStack() as held:
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(0.5):
+                    await held.enter_async_context(other.app.state.service.engine.connect())
+        await world.revoke()
+        await other.get_until(world.url, lambda body: b"Talks" not in body, patience=3.0)
 
 
 # Whatever happens
@@ -489,6 +523,26 @@ async def test_start_reads_every_link_and_of_bodies_the_newest_that_a_link_opens
     assert (await other.anyone.get(world.url)).content == (await world.get()).content
 
 
+async def test_body_that_no_link_opens_any_more_is_let_go_of_and_the_others_stay(
+    make_database: MakeDatabase, make_notifications: MakeNotifications
+) -> None:
+    clock = Clock()
+    world = await _world(await make_database(MIGRATIONS), make_notifications, clock=clock)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    past = await world.notifications.issue(world.messages.trip, world.host, alarm="PT5M", expires_at=tomorrow)
+    shelf = world.notifications.app.state.shelf
+    live, let_go = [shelf.card(_hash(url)).audience for url in (world.url, past["url"])]
+    assert shelf._bodies.keys() == {live, let_go}
+    clock.ahead = timedelta(days=1) + DAYS_30
+    shelf._swept_at -= SWEEP_SECONDS
+    until = time.monotonic() + 5
+    while let_go in shelf._bodies:
+        assert time.monotonic() < until
+        await shelf.look_again(1)
+    assert shelf._bodies.keys() == {live}
+    assert _events((await world.get()).content) == ["Talks", "Tokyo"]
+
+
 _MANY_LINKS = """
 INSERT INTO feed_links SELECT id, trip, gen_random_uuid(), expires_at, 1, thing,
     secrets || jsonb_build_object('id', id, 'secret_hash', encode(sha256(id::text::bytea), 'hex'))
@@ -525,6 +579,47 @@ async def test_fetches_are_written_down_when_the_service_stops(
     shown = (await last.staff.get(f"/notifications/feed-links/{world.link['id']}")).json()["fetched"]
     assert datetime.fromisoformat(shown.pop("at")) > before
     assert shown == {"client": "google", "version": 1, "count": 3}
+
+
+async def test_service_that_cannot_write_fetches_down_leaves_no_connection_behind(
+    world: World, running_notifications: Stoppable
+) -> None:
+    await world.get()
+    async with world.notifications.engine.begin() as connection:
+        await connection.execute(text("DROP TABLE fetches"))
+    with pytest.raises(UndefinedTableError):
+        await running_notifications.stop(world.notifications)
+    engine = make_engine(world.database_url, name="test")
+    until = time.monotonic() + 5
+    async with engine.connect() as connection:
+        while left := (await connection.scalars(text(_CONNECTIONS))).all():
+            assert time.monotonic() < until, left
+            await connection.rollback()  # what is seen of others stands still within a transaction
+    await engine.dispose()
+
+
+_CONNECTIONS = """
+SELECT application_name FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+async def test_old_bodies_are_dropped_once_they_ended_long_enough_ago_and_the_newest_stays(world: World) -> None:
+    engine = world.notifications.engine
+    async with engine.begin() as connection:
+        for version, days in ((1, 90), (2, 60), (3, 45)):
+            await connection.execute(text(_OLD_BODY), {"audience": world.host, "version": version, "days": days})
+    left = []
+    for kept in (70, 50, 1):
+        await drop_old_bodies(engine, kept)
+        async with engine.connect() as connection:
+            rows = await connection.execute(text(_VERSIONS), {"audience": world.host})
+            left.append(rows.scalars().all())
+    assert left == [[1, 2, 3], [2, 3], [3]]
+
+
+_OLD_BODY = "INSERT INTO bodies VALUES (:audience, :version, DEFAULT, now() - make_interval(days => :days), 'tag', '')"
+_VERSIONS = "SELECT version FROM bodies WHERE audience = :audience ORDER BY version"
 
 
 @pytest.mark.parametrize(
@@ -612,6 +707,10 @@ async def test_the_app_records_no_trace(world: World) -> None:
 
 def _events(body: bytes) -> list[str]:
     return sorted(str(event["SUMMARY"]) for event in icalendar.Calendar.from_ical(body).walk("VEVENT"))
+
+
+def _hash(url: str) -> str:
+    return sha256(_secret(url).encode()).hexdigest()
 
 
 def _secret(url: str) -> str:

@@ -128,7 +128,7 @@ WHOLE: Mapping[str, Mapping[str, Any]] = {
 IDS = {"trip": TRIP, "stop": STOP, "movement": MOVEMENT, "meeting": MEETING, "delegation": HOST, "member": AIDE}
 
 READ = Picture(
-    trip=Trip(id=TRIP, title="Secretary's trip"),
+    trip=Trip(id=TRIP, title="Secretary's trip", years=(2023, 2023)),
     stops={
         STOP: Stop(
             id=STOP,

@@ -320,7 +320,7 @@ FLIGHT_AT_DELEGATION = Entry(
         "Left: Fri 3 Nov 2023, 19:42 Tel Aviv (UTC+02:00)",
         "Landed: Fri 3 Nov 2023, 21:21 Amman (UTC+03:00)",
         "Mode: flight",
-        "Status: planned",
+        "Status: landed",
     ),
     categories=("flight",),
     color="darkorange",
@@ -334,7 +334,7 @@ FLIGHT_AT_FULL = replace(
         *FLIGHT_AT_DELEGATION.text[:5],
         "Hard time: fixed by somebody else",
         "Mode: flight",
-        "Status: planned",
+        "Status: landed",
         "Notes: pouch aboard",
         "seat 4 free",
     ),
@@ -630,7 +630,7 @@ def test_a_movement_without_a_label_is_called_by_its_ends() -> None:
 
 def test_a_movement_that_has_not_left_tells_its_plan_alone() -> None:
     shown = entries(US, picture=but_movement(left_at=None, landed_at=None, assumed=False))[TO_AMMAN].text
-    assert shown == (*FLIGHT_AT_DELEGATION.text[:2], *FLIGHT_AT_DELEGATION.text[5:])
+    assert shown == (*FLIGHT_AT_DELEGATION.text[:2], "Mode: flight", "Status: planned")
 
 
 def test_press_access_on_another_day_says_the_day() -> None:
@@ -888,3 +888,16 @@ def test_who_is_invited_to_nothing_stands_with_each_stop_at_full_and_nowhere_bel
         KOREA: False,
         POOL: False,
     }
+
+
+def test_a_movement_says_where_it_is() -> None:
+    flight = PICTURE.movements[TO_AMMAN]
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"left_at": None, "landed_at": None}, "planned"),
+        ({"landed_at": None}, "under way"),
+        ({}, "landed"),
+        ({"status": "dropped"}, "dropped"),
+    )
+    for changes, said in cases:
+        picture = replace(PICTURE, movements={TO_AMMAN: replace(flight, **changes)})
+        assert f"Status: {said}" in entries(US, picture=picture)[TO_AMMAN].text

@@ -1,6 +1,7 @@
 """Marks to bodies: the same state gives the same bytes, LAST-MODIFIED only rises, and nothing is lost or done twice."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import random
@@ -469,6 +470,52 @@ async def test_renderers_at_once_lose_nothing_and_do_nothing_twice(trip: Trip, d
         await engine.dispose()
 
 
+async def test_bodies_become_visible_in_the_order_of_their_places_so_that_no_shelf_misses_one(trip: Trip) -> None:
+    """A first renderer stands still between its bodies and its commit, and a second one would overtake it."""
+    other = await _trip(trip.engine)
+    audiences = [*trip.audiences, *other.audiences]
+    shelf = Shelf(trip.engine)
+    shelf._expiries = {audience: {uuid4(): datetime.now(UTC) + timedelta(days=1)} for audience in audiences}
+    following = asyncio.create_task(shelf.run())
+    for statement in _STAND_STILL:
+        await _execute(trip.engine, statement.format(audience=trip.audiences[0]))
+    try:
+        async with trip.engine.begin() as holder:
+            await holder.execute(text("SELECT pg_advisory_xact_lock(1000, 0)"))
+            first = asyncio.create_task(_renderer(trip.engine)._trip(trip.messages.trip))
+            await _until(lambda: _waiting(trip.engine, 1), None)
+            second = asyncio.create_task(_renderer(trip.engine)._trip(other.messages.trip))
+            with contextlib.suppress(AssertionError):  # the second one has to wait; if it does not, it is seen below
+                await _until(lambda: _waiting(trip.engine, 2), None, patience=2)
+            await shelf.look_again(5)
+            seen = [shelf.body(audience) is not None for audience in audiences]
+        await asyncio.gather(first, second)
+        await shelf.look_again(5)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert [shelf.body(audience) is not None for audience in audiences] == [True] * 4
+    assert seen == [False] * 4
+
+
+_STAND_STILL = (
+    """
+    CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(1000, 0); RETURN NULL; END'
+    """,
+    """
+    CREATE TRIGGER stand_still AFTER INSERT ON bodies FOR EACH ROW WHEN (NEW.audience = '{audience}')
+    EXECUTE FUNCTION stand_still()
+    """,
+)
+
+
+async def _waiting(engine: AsyncEngine, count: int) -> bool:
+    """Whether so many wait for an advisory lock."""
+    waiting = await _rows(engine, "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return len(waiting) == count
+
+
 async def _watch(shelves: Sequence[Shelf], served: dict[UUID, dict[str, bytes]]) -> None:
     while True:
         for shelf in shelves:
@@ -541,8 +588,8 @@ async def _until_rendered(trip: Trip, renderer: Renderer) -> None:
     await _until(lambda: _nothing_marked(trip.engine), renderer)
 
 
-async def _until(reached: Callable[[], Awaitable[bool]], renderer: Renderer | None) -> None:
-    until = time.monotonic() + 10
+async def _until(reached: Callable[[], Awaitable[bool]], renderer: Renderer | None, patience: float = 10) -> None:
+    until = time.monotonic() + patience
     while not await reached():
         assert time.monotonic() < until
         if renderer is not None:

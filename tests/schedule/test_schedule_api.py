@@ -285,6 +285,29 @@ async def test_meeting_takes_every_command(schedule: Api) -> None:
     ]
 
 
+async def test_meetings_follow_their_stop_into_another_zone(schedule: Api) -> None:
+    await schedule.done("/schedule/trips", PLAN)
+    await schedule.done(f"/schedule/trips/{TRIP}/stops", IN_TOKYO)
+    by_its_clocks = await schedule.done(f"/schedule/trips/{TRIP}/meetings", WITH_KAMIKAWA)
+    own_zone = {"zone": "UTC", "start": "2023-11-07T10:00:00", "id": str(uuid4()), "title": "Call by UTC"}
+    by_utc = await schedule.done(f"/schedule/trips/{TRIP}/meetings", WITH_KAMIKAWA | own_zone)
+    await schedule.done(f"/schedule/stops/{TOKYO}/change", {"zone": "Asia/Kolkata"})
+    followed = (await schedule.get(f"/schedule/meetings/{by_its_clocks['id']}")).json()
+    shifted = {
+        name: (datetime.fromisoformat(by_its_clocks[name]) + timedelta(hours=3, minutes=30)).isoformat()[:19] + "Z"
+        for name in ("starts_at", "ends_at")
+    }
+    assert followed == by_its_clocks | {"zone": "Asia/Kolkata"} | shifted
+    assert (await schedule.get(f"/schedule/meetings/{by_utc['id']}")).json() == by_utc
+
+
+async def test_movement_without_a_label_is_called_by_its_ends(schedule: Api) -> None:
+    await schedule.done("/schedule/trips", PLAN)
+    unnamed = {name: value for name, value in TO_SEOUL.items() if name not in ("label", "stop")}
+    added = await schedule.done(f"/schedule/trips/{TRIP}/movements", unnamed)
+    assert added["label"] == f"{TO_SEOUL['from']['place']} to {TO_SEOUL['to']['place']}"
+
+
 async def test_cancelled_trip_cancels_its_items_in_the_same_act(schedule: Api) -> None:
     await plan(schedule)
     await schedule.done(f"/schedule/meetings/{DINNER}/cancel", {"reason": "no appetite"})

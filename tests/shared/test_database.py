@@ -1,12 +1,16 @@
 """What counts as a database that is away, and what is a mistake of ours."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import asyncpg
 import pytest
 from sqlalchemy import text
 
+from services.embedded import EmbeddedPostgres
 from shared.database import driver_of, is_away, make_engine
 
 MakeDatabase = Callable[[], Awaitable[str]]
@@ -83,3 +87,19 @@ async def test_connections_that_a_restart_has_closed_are_not_given_out_again(mak
         async with engine.connect() as one, engine.connect() as other:
             assert await one.scalar(text("SELECT 1")) == await other.scalar(text("SELECT 1")) == 1
     await engine.dispose()
+
+
+async def test_server_that_is_frozen_is_away_like_one_that_is_gone(data_folder: Path) -> None:
+    with EmbeddedPostgres(data_folder) as postgres:
+        engine = make_engine(postgres.url("schedule"), name="test", command_timeout=0.5)
+        async with engine.connect() as connection:
+            backend = await connection.scalar(text("SELECT pg_backend_pid()"))
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(Exception, match=r".*") as frozen:
+                async with asyncio.timeout(20), engine.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert is_away(frozen.value)
+        await engine.dispose()

@@ -32,6 +32,15 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", TOKEN)
 
 
+@pytest.mark.parametrize("wrong", ["postgresql://u:p@h/n", "sqlite:///x", "foo", "postgresql+asyncpg://u:p@h/"])
+def test_what_is_no_address_of_a_database_is_said_in_a_line(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEDULE_DATABASE_URL", wrong)
+    with pytest.raises(WrongSetting) as caught:
+        load(ScheduleSettings)
+    said = "should be postgresql+asyncpg://user:password@host:port/name"
+    assert str(caught.value) == f"SCHEDULE_DATABASE_URL or DATABASE_URL: {said}"
+
+
 def test_settings_have_defaults_and_take_the_environment() -> None:
     assert load(ScheduleSettings).model_dump() == {
         "database_url": SecretStr(DATABASE),
