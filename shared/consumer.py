@@ -9,7 +9,7 @@ order; the other keys go on. A database that is away stops everything and parks 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,7 +39,7 @@ class Stalled(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ConsumerTimes:
-    """In seconds. After `watchdog` without progress the subscription is thrown away and a new one made."""
+    """In seconds. After `watchdog` without progress of a partition the subscription is replaced by a new one."""
 
     fetch: float = 0.5
     backoff: float = 0.5
@@ -49,7 +49,11 @@ class ConsumerTimes:
 
 @dataclass(kw_only=True)
 class ConsumerState:
-    """For readiness and metrics. `healthy_at` (monotonic): when it last got on, or was seen to be at the end."""
+    """For readiness and metrics.
+
+    `healthy_at` (monotonic): since then each partition held got on, or was seen to be at its end. It stands while one
+    that was newly assigned has done neither.
+    """
 
     counts: dict[Outcome, int] = field(default_factory=dict)
     restarts: int = 0
@@ -93,8 +97,11 @@ class Consumer:
         self._news = News()
         self._offsets: dict[Partition, int] = {}
         self._targets: dict[Partition, int | None] = {}
+        self._assigned_at: dict[Partition, float] = {}
+        self._got_on_at: dict[Partition, float] = {}
         self._busy = asyncio.Lock()
         self._begun_at = self._looked_at = 0.0
+        self._noted_at = float("-inf")
 
     async def run(self) -> None:
         """Consume for ever; whatever fails is begun anew after a pause."""
@@ -144,31 +151,40 @@ class Consumer:
                     heed_cancellation()
                     # our own database: nothing is wrong with the group, so it is not left
                     self._note(error)
+                    # much can have come meanwhile
+                    self._targets.update(dict.fromkeys(self._targets))
                     await asyncio.sleep(self._times.backoff)
         finally:
             self.state.assigned = frozenset()
             await subscription.close()
             # who owns them now moves their offsets, and that is none of our concern
-            self._offsets.clear()
-            self._targets.clear()
+            self._forget(frozenset(self._offsets))
 
     async def _round(self, subscription: Subscription) -> None:
         fetched = await subscription.fetch(BATCH, self._times.fetch)
         self.state.assigned = subscription.assigned()
-        moved = [await self._partition(subscription, *one) for one in fetched.items()]
-        if any(moved):
-            self._well()
-        if None in self._targets.values() or _since(self._looked_at) >= self._times.look:
-            self._looked_at = time.monotonic()
+        if None in self._targets.values():
+            # before anything is taken: nothing may be rendered from a picture that only begins to catch up
+            try:
+                await self._look(subscription)
+            except Exception:
+                for partition in fetched:
+                    self._seek_back(subscription, partition)
+                raise
+        moved = {one[0] for one in fetched.items() if await self._partition(subscription, *one)}
+        if sum(map(len, fetched.values())) >= BATCH:
+            moved |= self._offsets.keys() - fetched.keys()  # there was no room for these: they await their turn
+        self._get_on(moved)
+        if _since(self._looked_at) >= self._times.look:
             await self._look(subscription)
-        if _since(max(self.state.healthy_at, self._begun_at)) > self._times.watchdog:
-            raise Stalled(f"{len(self.state.assigned)} partitions, and nothing moves")
+        self._watch()
 
     async def _on_assigned(self, partitions: frozenset[Partition]) -> Mapping[Partition, int]:
         async with self.engine.begin() as connection:
             starts = await offsets.starts(connection, partitions)
         self._offsets.update(starts)
         self._targets.update(dict.fromkeys(partitions))
+        self._assigned_at.update(dict.fromkeys(partitions, time.monotonic()))
         self.assigned_anew.set()
         log.info("consumer.assigned", group=self.group, partitions=len(partitions))
         return starts
@@ -179,9 +195,16 @@ class Consumer:
             async with self._busy:
                 pass
         finally:
-            for partition in partitions:
-                self._offsets.pop(partition, None)
-                self._targets.pop(partition, None)
+            self._forget(partitions)
+
+    def _forget(self, partitions: frozenset[Partition]) -> None:
+        for partition in partitions:
+            for held in (self._offsets, self._targets, self._assigned_at, self._got_on_at):
+                held.pop(partition, None)
+
+    def _seek_back(self, subscription: Subscription, partition: Partition) -> None:
+        if partition in self._offsets:
+            subscription.seek(partition, self._offsets[partition])
 
     async def _partition(
         self, subscription: Subscription, partition: Partition, deliveries: Sequence[Delivery]
@@ -190,6 +213,9 @@ class Consumer:
         async with self._busy:
             if partition not in self._offsets:
                 return False
+            if self._targets.get(partition) is None:
+                self._seek_back(subscription, partition)
+                return False
             try:
                 await self._batch_or_singly(partition, deliveries)
             except Exception as error:
@@ -197,8 +223,7 @@ class Consumer:
                     raise
                 heed_cancellation()
                 self._note(error)
-                if partition in self._offsets:
-                    subscription.seek(partition, self._offsets[partition])
+                self._seek_back(subscription, partition)
                 await asyncio.sleep(self._times.backoff)
                 return False
             following = self._offsets.get(partition)
@@ -223,11 +248,12 @@ class Consumer:
         """One transaction. With a `failure` the one delivery is parked for it, if it is still the next of its key."""
         read = [(delivery, _read(delivery)) for delivery in deliveries]
         taken: list[tuple[Message, Outcome]] = []
-        before, following = self._offsets.get(partition), deliveries[-1].offset + 1
-        if before is None:
+        before, target = self._offsets.get(partition), self._targets.get(partition)
+        following = deliveries[-1].offset + 1
+        if before is None or target is None:
             raise Fenced(f"{partition.topic}/{partition.number} was taken away")
         async with self.engine.begin() as connection:
-            await offsets.move(connection, partition, before, following, self._targets.get(partition))
+            await offsets.move(connection, partition, before, following, target)
             marks = Marks(connection, partition.topic)
             await marks.lock(message.key for _, message in read if isinstance(message, Message))
             for delivery, message in read:
@@ -279,6 +305,7 @@ class Consumer:
 
     async def _look(self, subscription: Subscription) -> None:
         """Compare with what the database and the bus say; what newly assigned partitions have to reach is learnt."""
+        self._looked_at = time.monotonic()
         async with self.engine.connect() as connection:
             await offsets.compare(connection, self._offsets)
         try:
@@ -286,20 +313,36 @@ class Consumer:
         except BusAway as error:
             # it may come back, and the subscription goes on by itself; if it does not, the watchdog acts
             self._note(error)
+            await asyncio.sleep(self._times.backoff)
             return
         if fresh := {one: end for one, end in ends.items() if one in self._targets and self._targets[one] is None}:
             async with self.engine.begin() as connection:
                 await offsets.aim(connection, fresh)
             self._targets.update(fresh)
-        if ends and all(self._offsets.get(partition, end) >= end for partition, end in ends.items()):
-            self._well()
+        self._get_on({one for one, end in ends.items() if one in self._offsets and self._offsets[one] >= end})
 
-    def _well(self) -> None:
-        self.state.healthy_at = time.monotonic()
-        self.state.last_error = None
-        self._news.over()
+    def _get_on(self, partitions: Set[Partition]) -> None:
+        """These moved just now, or are at their end. One that does not is shown, however well the others do."""
+        self._got_on_at.update(dict.fromkeys(partitions & self._offsets.keys(), time.monotonic()))
+        if not self._offsets or self._offsets.keys() - self._got_on_at.keys():
+            return
+        self.state.healthy_at = min(self._got_on_at.values())
+        if self.state.healthy_at > self._noted_at:
+            self.state.last_error = None
+            self._news.over()
+
+    def _watch(self) -> None:
+        """Raises `Stalled`. A partition is given its time from when it was assigned."""
+        moments = {one: self._got_on_at.get(one, since) for one, since in self._assigned_at.items()}
+        if not moments and _since(max(self.state.healthy_at, self._begun_at)) > self._times.watchdog:
+            raise Stalled("no partition is assigned")
+        if still := sorted(one for one, moment in moments.items() if _since(moment) > self._times.watchdog):
+            raise Stalled(
+                f"{len(still)} of {len(moments)} partitions stand still, such as {'/'.join(map(str, still[0]))}"
+            )
 
     def _note(self, error: BaseException) -> None:
+        self._noted_at = time.monotonic()
         self.state.last_error = type(error).__name__
         if self._news.is_new(error):
             known = isinstance(error, BusAway | TopicDrift | Fenced | Stalled) or is_away(error)

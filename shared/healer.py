@@ -92,7 +92,10 @@ class Healer:
         for topic in self._logs:
             try:
                 missing += [(topic, key, mark) async for key, _, mark in self._behind(topic)]
-            except httpx.HTTPError as error:
+            except Exception as error:
+                if is_away(error):
+                    raise
+                heed_cancellation()
                 failures.append(error)
         if missing:
             await asyncio.sleep(self._times.missing)

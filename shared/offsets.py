@@ -13,8 +13,6 @@ from shared.bus import Partition
 BEHIND_RECORDS = 200
 """From so many unread records on a partition counts as behind: nothing is rendered until it has caught up."""
 
-_UNKNOWN_END = 2**62
-
 # the row is locked: where its last owner is still writing, the end of that is waited for
 _START = text(
     "INSERT INTO consumer_offsets AS o VALUES (:topic, :number, 0, false) "
@@ -41,15 +39,9 @@ async def starts(connection: AsyncConnection, partitions: Iterable[Partition]) -
     return {one: await connection.scalar(_START, one._asdict()) or 0 for one in sorted(partitions)}
 
 
-async def move(
-    connection: AsyncConnection, partition: Partition, before: int, following: int, target: int | None
-) -> None:
-    """Move an offset, if it is where its owner left it. Raises `Fenced`.
-
-    From `target` on the partition is no longer behind; until that is known, one that is behind stays so.
-    """
-    known = _UNKNOWN_END if target is None else target
-    values = {**partition._asdict(), "before": before, "next": following, "target": known}
+async def move(connection: AsyncConnection, partition: Partition, before: int, following: int, target: int) -> None:
+    """Move an offset, if it is where its owner left it. From `target` on it is no longer behind. Raises `Fenced`."""
+    values = {**partition._asdict(), "before": before, "next": following, "target": target}
     if (await connection.execute(_MOVE, values)).rowcount != 1:
         raise Fenced(f"{partition.topic}/{partition.number} is not at {before}")
 
@@ -63,5 +55,5 @@ async def compare(connection: AsyncConnection, held: Mapping[Partition, int]) ->
 
 
 async def aim(connection: AsyncConnection, ends: Mapping[Partition, int]) -> None:
-    """Set whether partitions are behind, now that their ends are known."""
+    """Set whether partitions are behind, now that their ends are known: before anything of them is taken."""
     await connection.execute(_TARGET, [{**one._asdict(), "end": end} for one, end in sorted(ends.items())])

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.background import heed_cancellation
 from shared.bus import Bus, Topic
 from shared.command import Desk, forget_old_answers
-from shared.consumer import Apply, Consumer, Outcome
+from shared.consumer import Apply, Consumer, ConsumerTimes, Outcome
 from shared.contracts import MESSAGES
 from shared.database import is_away
 from shared.dead_letters import announce_parked, dead_letter_topic
@@ -36,7 +36,7 @@ from shared.relay import Relay
 
 FORGET_SECONDS = 3600.0
 STALLED_SECONDS = 10.0
-"""A relay or a consumer that has not got on for so long is reported as not ready."""
+"""A relay or a consumer that has something to do and has not got on for so long is reported as not ready."""
 END_SECONDS = 15.0
 """So long a background task may take to end: an adapter of the bus lets go within a few seconds, or is left."""
 
@@ -67,6 +67,9 @@ class Service:
     extra: dict[str, Background] = field(default_factory=dict)
     waiting: Callable[[], Awaitable[int]] | None = None
     """How much derived work is still to be done (rendering), for readiness."""
+    stalled: float = STALLED_SECONDS
+    _cursor: tuple[int, float] = (-1, 0.0)
+    """The relay's position, and the (monotonic) moment at which it was first seen there."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,17 +112,22 @@ class Service:
         return router
 
     async def readiness(self) -> dict[str, Any]:
-        """What is behind, in counts. `ready` is false where the schema is another or relay or consumer stands still."""
+        """What is behind, in counts. `ready` is false where the schema is another or relay or consumer stands still.
+
+        The relay does when something has been unpublished, and the cursor has been seen at the same position, for
+        `stalled` seconds. The cursor's row is judged, whichever process leads: a backlog that shrinks is no fault.
+        """
         report: dict[str, Any] = {"service": self.name, "ready": False}
         report |= {"relay": self.relay.state.last_error, "consumer": self.consumer.state.last_error}
         try:
             async with asyncio.timeout(3), self.engine.connect() as connection:
                 current, head = await current_and_head(self.migrations, connection)
                 row = (await connection.execute(text(_BEHIND))).one()
-            report |= {"schema": current, "unpublished": row[0], "parked": row[2], "catching_up": row[3]}
+            report |= {"schema": current, "unpublished": row.unpublished, "parked": row.parked}
+            report["catching_up"] = row.catching_up
             report["waiting"] = await self.waiting() if self.waiting is not None else 0
-            relayed = row[1] < STALLED_SECONDS
-            heard = time.monotonic() - self.consumer.state.healthy_at < STALLED_SECONDS
+            relayed = min(row.age, self._stands(row.position)) < self.stalled
+            heard = time.monotonic() - self.consumer.state.healthy_at < self.stalled
             report["ready"] = current == head and relayed and heard
         except Exception as error:  # noqa: BLE001  whatever it is, it is what is reported
             report["store"] = type(error).__name__
@@ -129,6 +137,12 @@ class Service:
             async with asyncio.timeout(5):
                 report["unheard"] = await self.healer.lag()
         return report
+
+    def _stands(self, position: int) -> float:
+        """For how many seconds the relay's cursor has been seen at a position."""
+        if self._cursor[0] != position:
+            self._cursor = (position, time.monotonic())
+        return time.monotonic() - self._cursor[1]
 
     async def _guard(self, name: str, work: Background) -> None:
         while True:
@@ -174,10 +188,13 @@ class Service:
 
 
 _BEHIND = """
-SELECT (SELECT count(*) FROM events, relay_cursor WHERE events.position > relay_cursor.position),
-    coalesce((SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float FROM events, relay_cursor
-        WHERE events.position > relay_cursor.position ORDER BY events.position LIMIT 1), 0),
-    (SELECT count(*) FROM parked_messages), (SELECT count(*) FROM consumer_offsets WHERE behind)
+SELECT position,
+    (SELECT count(*) FROM events WHERE events.position > relay_cursor.position) AS unpublished,
+    coalesce((SELECT extract(epoch FROM clock_timestamp() - recorded_at)::float FROM events
+        WHERE events.position > relay_cursor.position ORDER BY events.position LIMIT 1), 0) AS age,
+    (SELECT count(*) FROM parked_messages) AS parked,
+    (SELECT count(*) FROM consumer_offsets WHERE behind) AS catching_up
+FROM relay_cursor
 """
 
 
@@ -197,6 +214,7 @@ def make_service(
     client: httpx.AsyncClient | None = None,
     topic: Topic | None = None,
     applied: Callable[[], None] = lambda: None,
+    times: ConsumerTimes | None = None,
     committed: Sequence[Callable[[], None]] = (),
 ) -> Service:
     """Wire one service's plumbing. `apply` holds, by the producing service, what each type of its messages does.
@@ -228,6 +246,7 @@ def make_service(
         topics=[called(topic_name) for topic_name in cleared.values()],
         apply={versioned(type_): handler for handlers in apply.values() for type_, handler in handlers.items()},
         applied=applied,
+        times=times,
     )
     logs = {
         topic_name: MessageLog(client=client, service=producer, base=bases[producer], token=token)

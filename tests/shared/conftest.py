@@ -33,6 +33,7 @@ from shared.http import install
 from shared.message_log import MessageLog, message_log_router
 from shared.messages import Message, record, topic_of
 from shared.relay import Relay
+from shared.service import Service, make_service
 from shared.tokens import TokenFile, add_token
 
 LOCAL = LocalTimes(poll=0.05, heartbeat=0.1, expiry=1.0, patience=3.0, send=5.0)
@@ -61,6 +62,8 @@ class Publishing:
     bus: Bus
     app: FastAPI
     token: str
+    operator: str
+    """The token of somebody who may see metrics."""
     store: EventStore = field(default_factory=lambda: EventStore(Codec([Noted])))
     versions: dict[str, int] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
@@ -116,6 +119,33 @@ class Publishing:
             topics=self.topics,
             to_records=self.to_records,
         )
+
+    def service(self, bus: Bus | None = None) -> Service:
+        """All of a service's plumbing, with a consumer that hears its own messages; its probes are in the app then."""
+        service = make_service(
+            name=self.name,
+            engine=self.engine,
+            store=self.store,
+            bus=bus or self.bus,
+            project=None,  # no command is given here
+            openly=lambda _: True,
+            body_of=self.body,
+            apply={self.name: {}},
+            bases={self.name: "http://publishing"},
+            token=self.token,
+            migrations=MIGRATIONS,
+            client=httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app)),
+            topic=Topic(name="any", partitions=PARTITIONS),
+            times=QUICK,
+        )
+        self.app.include_router(service.router())
+        return service
+
+    async def ask(self, path: str, token: str = "") -> httpx.Response:
+        """Ask the service's app."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app)) as client:
+            return await client.get(f"http://publishing/{self.name}/{path}", headers=headers)
 
     async def send(self) -> list[Place]:
         """Send the whole log to the cleared topic, past the relay, but for what is to be lost on the way."""
@@ -272,8 +302,9 @@ async def make_publishing(
         engines.append(make_engine(await make_database(MIGRATIONS), name=name))
         app = FastAPI(openapi_url=None)
         token = add_token(tmp_path / name, "listener", ("service",))
+        operator = add_token(tmp_path / name, "operator", ("operator",))
         app.state.tokens = TokenFile(tmp_path / name)
-        publishing = Publishing(name=name, engine=engines[-1], bus=open_bus(), app=app, token=token)
+        publishing = Publishing(name=name, engine=engines[-1], bus=open_bus(), app=app, token=token, operator=operator)
         install(app, service=name)
         router = message_log_router(name, engines[-1], publishing.store, publishing.body)
         app.include_router(router, prefix=f"/{name}")

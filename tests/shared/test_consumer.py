@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import httpx
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.bus import Bus, BusAway, Delivery, Record, Topic
+from shared.bus import Bus, BusAway, Delivery, Partition, Record, Topic
 from shared.consumer import Consumer, ConsumerTimes
 from shared.dead_letters import announce_parked, dead_letter_topic
 from shared.healer import Healer, HealerTimes
@@ -165,14 +166,19 @@ async def test_a_key_that_cannot_be_healed_holds_up_no_other(
     assert await listening.heard("b") == [(1, "b first"), (2, "b second")]
 
 
-async def test_a_producer_that_is_away_holds_up_no_other_and_is_asked_again(
-    make_publishing: Callable[[], Awaitable["Publishing"]], listening: "Listening", running: Running, until: Until
+@pytest.mark.parametrize("answer", [(503, "not now"), (200, '{"items": [{"key": "a"}], "next": null}')])
+async def test_a_producer_that_is_away_or_not_understood_holds_up_no_other_and_is_asked_again(
+    make_publishing: Callable[[], Awaitable["Publishing"]],
+    listening: "Listening",
+    running: Running,
+    until: Until,
+    answer: tuple[int, str],
 ) -> None:
     away, there = await make_publishing(), await make_publishing()
     for one in (away, there):
         await one.note(one.name, "first")
         await one.bus.ensure_topics(one.topics)
-    refusing = httpx.MockTransport(lambda _: httpx.Response(503, text="not now"))
+    refusing = httpx.MockTransport(lambda _: httpx.Response(answer[0], text=answer[1]))
     broken = dataclasses.replace(away.message_log(), client=httpx.AsyncClient(transport=refusing))
     consumer = listening.consumer(there, topics=[away.topics[1], there.topics[1]])
     logs = {away.cleared: broken, there.cleared: there.message_log()}
@@ -232,7 +238,7 @@ async def test_a_message_that_only_the_log_had_and_that_cannot_be_applied_parks_
     await publishing.send()
     async with running(consumer.run(), healer.run()):
         await until(lambda: _waits_for(listening, "not-applied"))
-        await asyncio.sleep(0)
+        await until(lambda: _parked(listening, 3))
         assert await healer.lag() == 0
     assert await listening.heard("a") == [(1, "first")]
     assert sorted(await listening.parked()) == [
@@ -461,13 +467,53 @@ async def test_a_partition_with_much_to_read_is_behind_until_it_has_reached_the_
 
     async def hear(connection: AsyncConnection, message: Message) -> None:
         await listening.hear(connection, message)
-        if message.sequence % 200 == 199:
+        if message.sequence % 200 in (1, 199):
             seen.append((await listening.rows("SELECT bool_or(behind) FROM consumer_offsets"))[0][0])
 
     async with running(listening.consumer(publishing, apply={"Noted.v1": hear}).run()):
         await until(lambda: _heard(listening, 900))
         await until(lambda: _not_behind(listening))
-    assert seen == [False, True, True, True]  # the first batch comes before the end is known
+    assert seen == [True] * 9  # before anything of it is visible
+
+
+@pytest.mark.parametrize("failure", [BusAway("no ends"), ConnectionRefusedError("our own database")])
+async def test_nothing_is_taken_or_lost_while_the_ends_are_not_known(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until, failure: Exception
+) -> None:
+    await publishing.note("a", *(f"fact {number}" for number in range(300)))
+    await publishing.send()
+    bus = listening.open_bus()
+    failures = [failure] * 2
+    brought: list[bool] = []
+
+    class Endless:
+        def __getattr__(self, name: str) -> object:
+            return getattr(bus, name)
+
+        async def subscribe(self, *arguments: object, **callbacks: object) -> object:
+            subscription = await bus.subscribe(*arguments, **callbacks)  # type: ignore[arg-type]
+            fetch, ends = subscription.fetch, subscription.ends
+
+            async def noting(limit: int, wait: float) -> Mapping[Partition, Sequence[Delivery]]:
+                found = await fetch(limit, wait)
+                brought.append(bool(found))
+                return found
+
+            async def failing() -> Mapping[Partition, int]:
+                if brought[-1] and failures:
+                    assert await listening.rows("SELECT 1 FROM heard") == []
+                    raise failures.pop()
+                return await ends() if not failures else {}
+
+            subscription.fetch, subscription.ends = noting, failing  # type: ignore[method-assign]
+            return subscription
+
+    consumer = listening.consumer(publishing, bus=Endless())  # type: ignore[arg-type]
+    async with running(consumer.run()):
+        await until(lambda: _heard(listening, 300))
+    assert await listening.heard("a") == [(number + 1, f"fact {number}") for number in range(300)]
+    assert consumer.state.counts == {"applied": 300}
+    assert (failures, consumer.state.restarts) == ([], 0)
 
 
 async def test_no_order_between_two_topics_is_assumed(
@@ -523,6 +569,60 @@ async def test_a_subscription_that_brings_nothing_is_thrown_away(
         assert consumer.state.restarts == 1
 
 
+async def test_a_partition_that_stands_still_while_another_moves_is_noticed(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until
+) -> None:
+    await publishing.note("a", "first")
+    [place] = await publishing.send()
+    bus = listening.open_bus()
+    swallowing = asyncio.Event()
+
+    class Swallowing:
+        def __getattr__(self, name: str) -> object:
+            return getattr(bus, name)
+
+        async def subscribe(self, *arguments: object, **callbacks: object) -> object:
+            subscription = await bus.subscribe(*arguments, **callbacks)  # type: ignore[arg-type]
+            fetch = subscription.fetch
+
+            async def partly(limit: int, wait: float) -> Mapping[Partition, Sequence[Delivery]]:
+                found = dict(await fetch(limit, wait))
+                if swallowing.is_set() and consumer.state.restarts == 0:
+                    found.pop(Partition(place.topic, place.number), None)
+                return found
+
+            subscription.fetch = partly  # type: ignore[method-assign]
+            return subscription
+
+    times = ConsumerTimes(fetch=0.1, backoff=0.05, look=0.1, watchdog=1.5)
+    consumer = listening.consumer(publishing, bus=Swallowing(), times=times)  # type: ignore[arg-type]
+    async with running(consumer.run()):
+        await until(lambda: _heard(listening, 1))
+        swallowing.set()
+        await publishing.note("a", "second")
+        sent = 1
+        since = time.monotonic() + times.fetch + times.look
+        healthy: list[float] = []
+
+        async def is_noticed_while_others_move() -> bool:
+            nonlocal sent
+            for number in range(16):
+                await publishing.note(f"key {number}", "more")
+            events = (await publishing.log())[sent:]
+            await publishing.send_records([publishing.to_records(event, 1)[0] for event in events])
+            sent += len(events)
+            noticed = consumer.state.restarts > 0
+            healthy.append(consumer.state.healthy_at)
+            return noticed
+
+        await until(is_noticed_while_others_move)
+        assert len(await listening.rows("SELECT DISTINCT key FROM heard")) > 1
+        assert max(healthy[:-1]) < since  # what readiness goes by
+        await until(lambda: _hears(listening, "a", 2))
+    assert await listening.heard("a") == [(1, "first"), (2, "second")]
+    assert consumer.state.restarts == 1
+
+
 async def test_a_consumer_that_is_stopped_in_the_middle_of_a_batch_leaves_it_to_the_next(
     publishing: "Publishing", listening: "Listening", running: Running, until: Until
 ) -> None:
@@ -573,8 +673,16 @@ async def _heard(listening: "Listening", count: int) -> bool:
     return bool((await listening.rows("SELECT count(*) FROM heard"))[0][0] >= count)
 
 
+async def _hears(listening: "Listening", key: str, count: int) -> bool:
+    return len(await listening.heard(key)) >= count
+
+
 async def _counted(consumer: Consumer, count: int) -> bool:
     return sum(consumer.state.counts.values()) >= count
+
+
+async def _parked(listening: "Listening", count: int) -> bool:
+    return len(await listening.parked()) == count
 
 
 async def _announced(listening: "Listening", count: int) -> bool:

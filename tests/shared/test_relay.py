@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.bus import Bus, BusAway, Delivery, Place, Producer, Record, SendStopped, Topic
 from shared.messages import read_delivery
+from shared.migrations import head
 from shared.relay import Relay
 
 if TYPE_CHECKING:
@@ -177,6 +178,108 @@ async def test_a_relay_that_lost_its_lock_while_sending_stops_sending(
         assert bus.sent == []
 
 
+async def test_a_cursor_that_another_moved_during_a_send_is_not_overwritten(
+    publishing: "Publishing", running: Running, until: Until
+) -> None:
+    bus = Breaking(publishing.bus, [], slow=0.5)
+    relay = publishing.relay(bus)  # type: ignore[arg-type]
+
+    async def move_during_a_send(position: int, restarts: int) -> None:
+        await until(lambda: _is_sending(bus))
+        async with publishing.engine.begin() as connection:
+            await connection.execute(text("UPDATE relay_cursor SET position = :position"), {"position": position})
+        await until(lambda: _stands_down(relay, bus))
+        assert (relay.state.last_error, relay.state.restarts) == ("LeadershipLost", restarts)
+        assert await publishing.cursor() == position
+
+    await publishing.note("a", "first", "second", openly=False)
+    async with running(relay.run()):
+        await until(lambda: _is_sending(bus))
+        await publishing.note("a", "third", openly=False)  # another relay has sent all three
+        await move_during_a_send((await publishing.log())[-1].position, 1)
+        await publishing.note("a", "fourth", openly=False)
+        await move_during_a_send(0, 2)  # everything is to be published again
+        await until(lambda: _published(publishing))
+    assert [read_delivery(_as_read(record)).sequence for record in bus.sent] == [1, 2, 4, 1, 2, 3, 4]
+
+
+async def test_a_service_is_ready_when_all_is_well_and_its_counters_are_for_operators(
+    publishing: "Publishing", running: Running, until: Until
+) -> None:
+    service = publishing.service()
+    await publishing.note("a", "first")
+    async with service.running():
+        await until(lambda: _ready(publishing, unpublished=0, unheard=0))
+        assert (await publishing.ask("readyz")).json() == {
+            "service": publishing.name,
+            "ready": True,
+            "relay": None,
+            "consumer": None,
+            "schema": head(service.migrations),
+            "unpublished": 0,
+            "parked": 0,
+            "catching_up": 0,
+            "waiting": 0,
+            "unheard": 0,
+        }
+        assert [(await publishing.ask("metrics", token)).status_code for token in ("", publishing.token)] == [401, 403]
+        metrics = (await publishing.ask("metrics", publishing.operator)).text.splitlines()
+    of = f'{{service="{publishing.name}"}}'
+    assert {
+        f"attache_relay_leads{of} 1.0",
+        f"attache_relay_records_sent_total{of} 2.0",
+        f"attache_consumer_assigned_partitions{of} 4.0",
+        f"attache_consumer_unknown_total{of} 1.0",
+        f"attache_healer_healed_total{of} 0.0",
+    } <= set(metrics)
+
+
+async def test_a_service_of_another_schema_is_not_ready(publishing: "Publishing", until: Until) -> None:
+    service = publishing.service()
+    async with service.running():
+        await until(lambda: _ready(publishing))
+        async with publishing.engine.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = 'elsewhere'"))
+        answer = await publishing.ask("readyz")
+    assert answer.status_code == 503
+    assert answer.json()["schema"] == "elsewhere"
+
+
+async def test_a_service_whose_relay_stands_still_is_not_ready_until_it_goes_on(
+    publishing: "Publishing", until: Until
+) -> None:
+    bus = Breaking(publishing.bus, [], away=True)
+    service = publishing.service(bus)  # type: ignore[arg-type]
+    service.stalled = 1.5
+    async with service.running():
+        await until(lambda: _ready(publishing, relay="BusAway", unpublished=0))
+        await publishing.note("a", "first")
+        assert await _ready(publishing, unpublished=1)
+        await until(lambda: _red(publishing, relay="BusAway", unpublished=1))
+        bus.away = False
+        await until(lambda: _ready(publishing, relay=None, unpublished=0))
+
+
+async def test_a_service_that_works_off_an_old_backlog_is_ready(publishing: "Publishing", until: Until) -> None:
+    await publishing.note("a", *(f"fact {number}" for number in range(1600)), openly=False)
+    async with publishing.engine.begin() as connection:
+        await connection.execute(text("UPDATE events SET recorded_at = recorded_at - interval '1 day'"))
+    service = publishing.service(Breaking(publishing.bus, [], slow=1.0))  # type: ignore[arg-type]
+    service.stalled = 2.5
+    seen: set[int] = set()
+    async with service.running():
+        await until(lambda: _ready(publishing))
+
+        async def is_done() -> bool:
+            answer = await publishing.ask("readyz")
+            assert answer.status_code == 200, answer.text
+            seen.add(answer.json()["unpublished"])
+            return await _published(publishing)
+
+        await until(is_done)
+    assert seen >= {1100, 600, 100}
+
+
 async def test_what_the_bus_has_forgotten_is_sent_again_from_the_beginning(
     publishing: "Publishing", running: Running, until: Until, read_topic: ReadTopic
 ) -> None:
@@ -280,6 +383,16 @@ def _as_read(record: Record) -> Delivery:
 
 async def _published(publishing: "Publishing") -> bool:
     return await publishing.cursor() == (await publishing.log())[-1].position
+
+
+async def _ready(publishing: "Publishing", **expected: object) -> bool:
+    answer = await publishing.ask("readyz")
+    return answer.status_code == 200 and expected.items() <= answer.json().items()
+
+
+async def _red(publishing: "Publishing", **expected: object) -> bool:
+    answer = await publishing.ask("readyz")
+    return answer.status_code == 503 and expected.items() <= answer.json().items()
 
 
 async def _leads(relay: Relay) -> bool:
