@@ -22,11 +22,14 @@ from shared.database import driver_of, is_away
 from shared.marks import Marks
 from shared.message_log import MessageLog
 from shared.messages import Message
-from shared.parking import GAP, NOT_APPLIED, park_fetched
+from shared.parking import GAP, NOT_APPLIED, park_fetched, wait_again
 
 log = structlog.get_logger()
 
 _WAITING = "SELECT topic, key FROM consumer_marks WHERE waits_for = :gap ORDER BY topic, key"
+_TOLD = """
+SELECT DISTINCT topic, key FROM parked_messages WHERE slug = :slug AND announced_at IS NOT NULL ORDER BY topic, key
+"""
 _MARKS = "SELECT key, sequence, waits_for FROM consumer_marks WHERE topic = $1 AND key = ANY($2)"
 _HEALED = "DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap AND sequence <= :mark"
 _LEFT = "SELECT EXISTS (SELECT FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap)"
@@ -87,6 +90,7 @@ class Healer:
         await self._heal_all((topic, key, None) for topic, key in waiting)
 
     async def _compare_heads(self) -> None:
+        await self._try_parked_again()
         missing: list[tuple[str, str, int | None]] = []
         failures: list[Exception] = []
         for topic in self._logs:
@@ -103,6 +107,25 @@ class Healer:
             await self._heal_all(missing)
         if failures:
             raise failures[0]
+
+    async def _try_parked_again(self) -> None:
+        """A parked key is made one that waits for what the producer's log holds, and healed, or parked again.
+
+        So a message that only the bus had wrong, or that the program could not take before it was mended, holds its
+        key no longer than this period.
+        """
+        async with self._engine.connect() as connection:
+            waiting = (await connection.execute(text(_TOLD), {"slug": NOT_APPLIED})).all()
+        ours = [(topic, key) for topic, key in waiting if topic in self._logs]
+        for topic, key in ours:
+            async with self._engine.begin() as connection:
+                marks = Marks(connection, topic)
+                await marks.lock([key])
+                if marks.waits_for(key) == NOT_APPLIED:
+                    marks.wait(key, GAP)
+                    await marks.save()
+                    await wait_again(connection, topic, key)
+        await self._heal_all((topic, key, None) for topic, key in ours)
 
     async def _heal_all(self, keys: Iterable[tuple[str, str, int | None]]) -> None:
         """Heal each key whose mark is still the given one; raises the first failure when the others are done."""

@@ -41,6 +41,9 @@ WHERE NOT EXISTS (
 )
 ON CONFLICT DO NOTHING
 """
+_WAIT_AGAIN = """
+UPDATE parked_messages SET slug = :gap WHERE topic = :topic AND key = :key AND slug = ANY(:parked)
+"""
 _PARK_AGAIN = """
 UPDATE parked_messages SET slug = :slug, error = :error, attempts = attempts + 1
 WHERE topic = :topic AND key = :key AND sequence = :sequence
@@ -63,6 +66,12 @@ async def park(connection: AsyncConnection, delivery: Delivery, message: Message
     }
     await connection.execute(text(_GIVE_WAY), values)
     await connection.execute(text(_PARK), values)
+
+
+async def wait_again(connection: AsyncConnection, topic: str, key: str) -> None:
+    """A parked key's messages wait for the producer's log, in the caller's transaction, with the mark locked."""
+    values = {"topic": topic, "key": key, "gap": GAP, "parked": [NOT_APPLIED, KEY_WAITS]}
+    await connection.execute(text(_WAIT_AGAIN), values)
 
 
 async def park_fetched(connection: AsyncConnection, topic: str, message: Message, error: str) -> None:

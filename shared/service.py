@@ -32,6 +32,7 @@ from shared.http import Call, needs
 from shared.message_log import BodyOf, MessageLog, message_log_router
 from shared.messages import record, topic_of
 from shared.migrations import current_and_head
+from shared.openapi import problems
 from shared.relay import Relay
 
 FORGET_SECONDS = 3600.0
@@ -99,13 +100,23 @@ class Service:
         async def healthz() -> dict[str, str]:
             return {"status": "alive"}
 
-        @router.get("/readyz", tags=["probes"], summary="Whether the service does its work, and how far it is behind")
+        @router.get(
+            "/readyz",
+            tags=["probes"],
+            summary="Whether the service does its work, and how far it is behind",
+            responses={503: {"description": "It does not; the report says what stands still."}},
+        )
         async def readyz(response: Response) -> dict[str, Any]:
             report = await self.readiness()
             response.status_code = 200 if report["ready"] else 503
             return report
 
-        @router.get("/metrics", tags=["probes"], summary="Prometheus metrics")
+        @router.get(
+            "/metrics",
+            tags=["probes"],
+            summary="Prometheus metrics",
+            responses=problems("token-missing", "token-unknown", "scope-missing"),
+        )
         async def metrics(_: Annotated[Call, needs("operator")]) -> Response:
             return Response(generate_latest(self._registry()), media_type=CONTENT_TYPE_LATEST)
 

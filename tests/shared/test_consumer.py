@@ -248,6 +248,26 @@ async def test_a_message_that_only_the_log_had_and_that_cannot_be_applied_parks_
     ]
 
 
+async def test_a_parked_key_goes_on_when_its_message_can_be_taken_after_all(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until
+) -> None:
+    await publishing.note("a", "first", "second", "third")
+    listening.refused = {"second"}
+    consumer = listening.consumer(publishing)
+    healer = listening.healer(consumer, publishing)
+    await publishing.send()
+    bus = listening.open_bus()
+    await bus.ensure_topics([Topic(name=dead_letter_topic(listening.name), partitions=1)])
+    announcing = announce_parked(listening.name, listening.engine, bus)
+    async with running(consumer.run(), healer.run(), announcing):
+        await until(lambda: _announced(listening, 1))
+        assert await listening.heard("a") == [(1, "first")]
+        listening.refused = set()  # as a mended program would
+        await until(lambda: _hears(listening, "a", 3))
+    assert await listening.heard("a") == [(1, "first"), (2, "second"), (3, "third")]
+    assert await listening.parked() == []
+
+
 async def test_what_nobody_can_read_is_parked_byte_for_byte_and_announced_and_the_rest_goes_on(
     publishing: "Publishing", listening: "Listening", running: Running, until: Until, read_topic: ReadTopic
 ) -> None:
