@@ -85,7 +85,7 @@ async def add_stop(trip: UUID, body: shapes.AddStop, call: Planner, desk: At) ->
 
 @router.post("/stops/{stop}/change", response_model=shapes.Stop, summary="ChangeStop", **for_stops)
 async def change_stop(stop: UUID, body: shapes.ChangeStop, call: Planner, desk: At) -> Response:
-    """What is absent stays as it is. No live meeting may be left outside."""
+    """What is absent stays as it is; another zone takes the meetings with it. No live meeting may be left outside."""
     trip = await _trip_of(desk, STOP.name, stop)
     changes = body.changes("arrives_fold", "departs_fold")
     folds = {"arrives_fold": body.arrives_fold, "departs_fold": body.departs_fold}
