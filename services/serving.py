@@ -135,6 +135,8 @@ async def _serve(start: Start, signals: Signals) -> None:
                 watching.cancel()
                 presenting.cancel()
                 server.should_exit = True
+                # two signals at once are one cancellation, and still two signals
+                server.force_exit = signals.asked > 1
                 await asyncio.gather(serving, watching, presenting, return_exceptions=True)
     finally:
         signals.hand_to(lambda: None)  # what is left, the database's stop, is quick and wants to be whole
