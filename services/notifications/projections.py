@@ -92,7 +92,7 @@ async def audience_of(connection: AsyncConnection, trip: UUID, delegation: UUID)
     if found["delegation"]["trip"] != trip:
         raise Invalid.field("delegation", f"{delegation} is not a delegation of this trip")
     document = json.loads(found["delegation"]["document"])
-    if document["status"] == "dissolved":
+    if document.get("status") == "dissolved":
         raise WrongState("The delegation is dissolved.", delegation=str(delegation))
     ends_at = trip_end(json.loads(found["trip"]["document"]), await _last_end(driver, trip))
     return Audience(delegation_kind=document["kind"], trip_ends_at=ends_at)
