@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from services.notifications.entry import Days, Entry, Moment, Span
 from services.notifications.picture import Picture, merge, sequence, snapshot
 from services.notifications.programme import COLORS, LEVELS, Audience, Level, feed_name, programme
+from services.notifications.rendering import AudienceCache, render
 
 wall = datetime.fromisoformat
 KINDS = ("trip", "stop", "movement", "meeting", "delegation", "member")
@@ -901,3 +902,18 @@ def test_a_movement_says_where_it_is() -> None:
     for changes, said in cases:
         picture = replace(PICTURE, movements={TO_AMMAN: replace(flight, **changes)})
         assert f"Status: {said}" in entries(US, picture=picture)[TO_AMMAN].text
+
+
+@pytest.mark.parametrize(("years", "told"), [((2023, 2023), True), ((2023, 2024), False)])
+def test_a_zone_is_told_only_if_it_is_right_for_all_years_of_the_trip(years: tuple[int, ...], told: bool) -> None:
+    assert PICTURE.trip is not None
+    rendered = render(
+        replace(PICTURE, trip=replace(PICTURE.trip, years=years)),
+        audience(US),
+        domain="feeds.example",
+        now=datetime(2023, 11, 1, tzinfo=UTC),
+        revisions={},
+        cache=AudienceCache(),
+    )
+    # no one rule of Israel's clocks holds in both years: its times then stand in UTC
+    assert (b"TZID=Asia/Jerusalem" in rendered.body) is told

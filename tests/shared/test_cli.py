@@ -1,0 +1,46 @@
+"""What a service's command line says when it cannot start: one readable line, before anything is begun."""
+
+import os
+import socket
+import subprocess
+import sys
+
+NOWHERE = "postgresql+asyncpg://somebody:secret@127.0.0.1:9/nothing"
+
+
+def _served(**settings: str) -> tuple[int, str]:
+    given = {"DATABASE_URL": NOWHERE, "BUS_URL": NOWHERE, "SERVICE_TOKEN": "attache_canary", **settings}
+    done = subprocess.run(
+        [sys.executable, "-m", "services.schedule", "serve"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": os.environ["PATH"], "LOG_FORMAT": "json", **given},
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_port_that_is_taken_is_said_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert _served(SCHEDULE_PORT=str(port)) == (
+            1,
+            f"schedule: cannot listen on 127.0.0.1 port {port}: Address already in use\n",
+        )
+
+
+def test_a_wrong_setting_is_said_in_one_line_without_its_value() -> None:
+    assert _served(DATABASE_URL="postgresql://somebody:secret@127.0.0.1/nothing") == (
+        1,
+        "schedule: SCHEDULE_DATABASE_URL or DATABASE_URL: should be postgresql+asyncpg://user:password@host:port/name\n",
+    )
+
+
+def test_a_database_that_does_not_answer_is_said_in_one_line() -> None:
+    code, said = _served(SCHEDULE_PORT="0")
+    assert code == 1
+    assert said.splitlines()[-1].startswith("schedule: the database does not answer: ")
+    assert "secret" not in said
