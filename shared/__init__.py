@@ -3,3 +3,7 @@
 No word of the trade stands here, save in `contracts` (the messages) and `errors` (the refusals), which are what is
 seen from outside.
 """
+
+from typing import Final
+
+VERSION: Final = "0.1.0"

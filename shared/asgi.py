@@ -5,11 +5,10 @@ has gone; these do not.
 """
 
 import re
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -18,13 +17,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.database import is_away
+from shared import trace_context
+from shared.database import is_away, is_full
 from shared.errors import MediaType, Refusal, StoreAway, TooLarge
 from shared.logs import mask
-from shared.problems import internal_problem, problem
+from shared.problems import FULL, internal_problem, problem
+from shared.tally import Answered, Requests
+from shared.tracing import OFF, Tracing
 
 _LOG = structlog.stdlib.get_logger(__name__)
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _JSON = re.compile(r"application/(?:[!#$&^_.+a-z0-9-]+\+)?json", re.IGNORECASE)
 _QUIET: Final = ("/healthz", "/readyz", "/metrics")
 _GONE: Final = 499
@@ -42,7 +43,10 @@ class Trail:
 def trail_of(scope: Scope) -> Trail:
     """The trail that `RequestLog` laid; a new one where it does not stand before the app."""
     trail = scope.get("trail")
-    return trail if isinstance(trail, Trail) else _trail(Headers(scope=scope))
+    if isinstance(trail, Trail):
+        return trail
+    headers = Headers(scope=scope)
+    return _trail(headers, _traceparent(headers))
 
 
 class BodyGuard:
@@ -91,23 +95,60 @@ class BodyGuard:
                 return bytes(body)
 
 
+class HeadAsGet:
+    """Answers HEAD as the app answers GET, without the content (RFC 9110, 9.3.2), where a route takes GET alone.
+
+    The framework would answer 405, or want a route of its own for it, which then stood in the documentation too.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def sender(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not message.get("more_body", False):
+                await send({"type": "http.response.body"})
+
+        asked = {**scope, "method": "GET"}  # a copy: the server looks into its own for what it may send
+        try:
+            await self.app(asked, receive, sender)
+        finally:
+            scope.update(asked, method="HEAD")  # the route, for who tells of the request
+
+
 class RequestLog:
-    """One line for each request, and an answer to what the app could not answer.
+    """One line and one count for each request, and an answer to what the app could not answer.
 
     Binds `service`, `correlation_id` and `trace_id` for every line that is logged meanwhile. Takes `traceparent` (W3C
     Trace Context, level 1) and `X-Correlation-Id` (a UUID) from the caller, or makes them. A database that is away is
     answered with `store-away`, any other failure with `internal`; how it came about stands in the log alone.
     """
 
-    def __init__(self, app: ASGIApp, *, service: str) -> None:
+    def __init__(self, app: ASGIApp, *, service: str, requests: Requests, tracing: Tracing = OFF) -> None:
         self.app = app
         self.service = service
+        self.requests = requests
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        trail = scope["trail"] = _trail(Headers(scope=scope))
+        tracing = OFF if scope["path"].endswith(_QUIET) else self.tracing
+        headers = Headers(scope=scope)
+        with tracing.request(scope["method"], _traceparent(headers)) as span:
+            trail = scope["trail"] = _trail(headers, span.traceparent)
+            status = await self._answered(trail, scope, receive, send)
+            span.answered(_template(scope), status)  # the route is known by now
+
+    async def _answered(self, trail: Trail, scope: Scope, receive: Receive, send: Send) -> int:
+        """Answer, and log it; returns the status."""
         status = _GONE
         began = time.perf_counter()
 
@@ -118,7 +159,8 @@ class RequestLog:
                 MutableHeaders(scope=message)["X-Correlation-Id"] = trail.correlation_id
             await send(message)
 
-        bound = {"correlation_id": trail.correlation_id, "trace_id": trail.traceparent[3:35], "service": self.service}
+        bound = {"correlation_id": trail.correlation_id, "service": self.service}
+        bound["trace_id"] = trace_context.trace_id(trail.traceparent)
         with structlog.contextvars.bound_contextvars(**bound):
             try:
                 await self.app(scope, receive, sender)
@@ -127,7 +169,10 @@ class RequestLog:
             except Exception as error:  # noqa: BLE001  whatever it is, it is logged and answered here
                 await _answer_failure(error, scope, receive, sender, started=status != _GONE)
             finally:
-                _log_answered(scope, status, time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                self.requests.note(_answered(scope, status), seconds)
+                _log_answered(scope, status, seconds)
+        return status
 
 
 async def _answer_failure(error: Exception, scope: Scope, receive: Receive, send: Send, *, started: bool) -> None:
@@ -135,7 +180,7 @@ async def _answer_failure(error: Exception, scope: Scope, receive: Receive, send
     if is_away(error):
         scope["slug"] = StoreAway.slug
         _LOG.warning("store.missed", route=_route(scope), error=type(error).__name__, said=str(error))
-        response = problem(StoreAway("the database does not answer; try again"))
+        response = problem(StoreAway(FULL if is_full(error) else "the database does not answer; try again"))
     else:
         scope["slug"] = "internal"
         _LOG.error("http.failed", route=_route(scope), exc_info=error)
@@ -152,16 +197,30 @@ def _log_answered(scope: Scope, status: int, seconds: float) -> None:
     log("http.answered", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1), **slug)
 
 
+def _answered(scope: Scope, status: int) -> Answered:
+    """What is counted of a request. A route that is posted to is a command, and its summary the command's name."""
+    command = getattr(_chosen(scope), "summary", None) if scope["method"] == "POST" else None
+    return Answered(scope["method"], _template(scope), command, status, scope.get("slug"))
+
+
 def _route(scope: Scope) -> str:
     """The template of the route's path, or, where none was found, the path itself. No feed's secret is ever in it."""
-    chosen = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    template = getattr(chosen, "path_format", None) or getattr(chosen, "path", None)
     # quoted, so that no blank in a wrong path ends what is masked
-    return mask(template if isinstance(template, str) else quote(scope["path"][:500], safe="/:@!$&'()*+,;=~"))
+    return mask(_template(scope) or quote(scope["path"][:500], safe="/:@!$&'()*+,;=~"))
 
 
-def _trail(headers: Headers) -> Trail:
-    return Trail(_correlation_id(headers.getlist("x-correlation-id")), _traceparent(headers.getlist("traceparent")))
+def _template(scope: Scope) -> str | None:
+    chosen = _chosen(scope)
+    template = getattr(chosen, "path_format", None) or getattr(chosen, "path", None)
+    return template if isinstance(template, str) else None
+
+
+def _chosen(scope: Scope) -> Any:
+    return scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+
+
+def _trail(headers: Headers, traceparent: str | None) -> Trail:
+    return Trail(_correlation_id(headers.getlist("x-correlation-id")), traceparent or trace_context.new())
 
 
 def _correlation_id(given: Iterable[str]) -> str:
@@ -172,14 +231,10 @@ def _correlation_id(given: Iterable[str]) -> str:
         return str(uuid4())
 
 
-def _traceparent(given: list[str]) -> str:
-    """The caller's traceparent as it is, a later version's as version 00, or a new one if it is none."""
-    found = _TRACEPARENT.fullmatch(given[0].strip()) if len(given) == 1 else None
-    if found is not None:
-        version, trace, parent, flags, more = found.groups()
-        if version != "ff" and trace.strip("0") and parent.strip("0") and (version != "00" or more is None):
-            return f"00-{trace}-{parent}-{flags if version == '00' else f'{int(flags, 16) & 1:02x}'}"
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+def _traceparent(headers: Headers) -> str | None:
+    """The caller's traceparent, if there is one and it is right."""
+    given = headers.getlist("traceparent")
+    return trace_context.read(given[0]) if len(given) == 1 else None
 
 
 def _check_media_type(headers: Headers, body: bytes) -> None:

@@ -54,12 +54,25 @@ class Topic:
     name: str
     partitions: int = 8
     replication: int = 1
+    min_isr: int = 1
+    """How many copies a record must have before it is acknowledged."""
     retention_ms: int = -1
     retention_bytes: int = -1
 
 
 class BusAway(Exception):
     """The broker does not answer, or not as it should. Transient: try again later with a new producer."""
+
+
+def tail_of(first: int, end: int, behind: int | None, limit: int) -> list[tuple[int, int]]:
+    """The spans of offsets (the end left out) that `Producer.tail` reads of a partition which begins and ends there."""
+    last = max(first, end - limit)
+    if behind is None:
+        return [(last, end)] if last < end else []
+    start = max(first, behind + 1)
+    if start >= last - limit:
+        return [(start, end)] if start < end else []
+    return [(start, start + limit), (last, end)]
 
 
 class SendStopped(BusAway):
@@ -82,6 +95,12 @@ class Producer(Protocol):
 
     async def id_at(self, place: Place) -> str | None:
         """The `ce_id` of the record at a place, None where there is none (any more). Raises `BusAway`."""
+
+    async def tail(self, topic: str, behind: Mapping[int, int], limit: int) -> list[Delivery]:
+        """What stands on a topic behind these offsets, by partition: of each the first and the last `limit`.
+
+        Of a partition that is not named the last `limit`; a topic that is not there is empty. Raises `BusAway`.
+        """
 
     async def close(self) -> None:
         """Give up what is pending and let go of every connection, within a few seconds."""

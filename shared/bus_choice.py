@@ -19,7 +19,7 @@ def make_bus(settings: Settings, name: str) -> Bus:
     """The bus of one process; `name` tells its connections apart."""
     if settings.bus == "kafka":
         assert settings.kafka_bootstrap is not None
-        return KafkaBus(settings.kafka_bootstrap, client_id=f"attache-{name}")
+        return KafkaBus(settings.kafka_bootstrap, client_id=f"attache-{name}", security=settings.kafka_security)
     assert settings.bus_url is not None
     return OwnLocalBus(make_engine(settings.bus_url.get_secret_value(), name=f"{name}-bus", pool_size=5))
 
@@ -30,6 +30,7 @@ def topic_like(settings: Settings) -> Topic:
         name="any",
         partitions=settings.topic_partitions,
         replication=settings.topic_replication,
+        min_isr=settings.topic_min_isr,
         retention_ms=settings.topic_retention_ms,
         retention_bytes=settings.topic_retention_bytes,
     )

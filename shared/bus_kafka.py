@@ -1,4 +1,4 @@
-"""The bus on Apache Kafka, by aiokafka: topics and groups. `shared.bus_kafka_producer` writes.
+"""The bus on Apache Kafka, by aiokafka: its groups. `shared.bus_kafka_producer` writes, `..._topics` makes topics.
 
 What Kafka keeps of a group's offsets is a lag signal alone: the caller's own are the true ones, and every assignment
 begins with a seek to them. There is no static membership: two members under one id throw each other out for ever.
@@ -15,19 +15,17 @@ from aiokafka import (  # type: ignore[import-untyped]
     ConsumerRebalanceListener,
     TopicPartition,
 )
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
 from aiokafka.errors import IllegalStateError, KafkaError  # type: ignore[import-untyped]
 
 from shared.bus import Assigned, BusAway, Delivery, Partition, Revoked, Topic, TopicDrift
 from shared.bus_holding import Holding
-from shared.bus_kafka_producer import CLOSE_SECONDS, FAILED, KafkaProducer, bounded, quieten, said
+from shared.bus_kafka_clients import CLOSE_SECONDS, FAILED, begun, bounded, delivery_of, said
+from shared.bus_kafka_producer import KafkaProducer
+from shared.bus_kafka_topics import administrator, differences, make_topics, shortcomings
+from shared.kafka_security import KafkaSecurity
 
 REPORT_SECONDS = 2.0
 METADATA_SECONDS = 30.0
-TOPIC_EXISTS = 36
-TOPIC_UNKNOWN = 3
-SET_ON_TOPIC = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class KafkaTimes:
 
 
 class KafkaBus:
-    """The adapter. `bootstrap` is `host:port[,host:port]`; `security` goes to every client as it is (TLS, SASL)."""
+    """The adapter. `bootstrap` is `host:port[,host:port]`; without `security` nothing is encrypted or proved."""
 
     def __init__(
         self,
@@ -50,35 +48,32 @@ class KafkaBus:
         *,
         client_id: str = "attache",
         times: KafkaTimes | None = None,
-        security: Mapping[str, Any] | None = None,
+        security: KafkaSecurity | None = None,
     ) -> None:
         self._times = times or KafkaTimes()
-        self._options = {
+        self._security = security or KafkaSecurity()
+        self._plain_options = {
             "bootstrap_servers": bootstrap,
             "client_id": client_id,
             "metadata_max_age_ms": round(METADATA_SECONDS * 1000),
-            **(security or {}),
         }
-        quieten()
 
     async def ensure_topics(self, topics: Sequence[Topic]) -> None:
         """See `shared.bus.Bus`. Nothing is altered: aiokafka's way would reset every setting that it is not told."""
-        admin = AIOKafkaAdminClient(**self._options, request_timeout_ms=round(self._times.send * 1000))
-        try:
-            async with asyncio.timeout(self._times.send):
-                await admin.start()
-                await _create(admin, topics)
-                differences = [text for topic in topics for text in await _differences(admin, topic)]
-        except FAILED as error:
-            raise BusAway(said(error)) from error
-        finally:
-            await bounded(admin.close(), CLOSE_SECONDS)
-        if differences:
-            raise TopicDrift("; ".join(differences))
+        async with administrator(self._options(), self._times.send) as admin:
+            await make_topics(admin, topics)
+            different = await differences(admin, topics)
+        if different:
+            raise TopicDrift("; ".join(different))
+
+    async def differences(self, topics: Sequence[Topic]) -> list[str]:
+        """Each difference of these topics, those that lack included; nothing is made. Raises `BusAway`."""
+        async with administrator(self._options(), self._times.send) as admin:
+            return await shortcomings(admin, topics)
 
     async def producer(self) -> KafkaProducer:
         """See `shared.bus.Bus`."""
-        producer = KafkaProducer(self._options, self._times.send)
+        producer = KafkaProducer(self._options(), self._times.send)
         await producer.start()
         return producer
 
@@ -86,8 +81,9 @@ class KafkaBus:
         self, group: str, topics: Sequence[str], *, on_assigned: Assigned, on_revoked: Revoked
     ) -> "KafkaSubscription":
         """See `shared.bus.Bus`. Does not wait for the assignment."""
+        options = self._options()
         consumer = AIOKafkaConsumer(
-            **self._options,
+            **options,
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # what is out of range begins anew; the default would lose records
@@ -99,7 +95,7 @@ class KafkaBus:
         subscription = KafkaSubscription(consumer, Holding(on_assigned, on_revoked, self._times.patience))
         try:
             async with asyncio.timeout(self._times.send):
-                await consumer.start()
+                await begun(consumer, options)
         except BaseException as error:
             await subscription.close()
             if isinstance(error, FAILED):
@@ -111,6 +107,13 @@ class KafkaBus:
 
     async def close(self) -> None:
         """Nothing is held here."""
+
+    def _options(self) -> dict[str, Any]:
+        """What a new client is given. Raises `BusAway` for a certificate that has become unusable meanwhile."""
+        try:
+            return {**self._plain_options, **self._security.options()}
+        except ValueError as error:
+            raise BusAway(str(error)) from error
 
 
 @dataclass(kw_only=True)
@@ -175,7 +178,7 @@ class KafkaSubscription:
         if read.generation != self.listener.generation:
             return {}
         return {
-            Partition(*partition): [_delivery(record) for record in records]
+            Partition(*partition): [delivery_of(record) for record in records]
             for partition, records in found.items()
             if partition not in self.listener.seeks and Partition(*partition) in self._holding.held()
         }
@@ -235,66 +238,3 @@ class KafkaSubscription:
                     self._consumer.seek(partition, offset)
         reading = self._consumer.getmany(timeout_ms=round(wait * 1000), max_records=limit)
         return _Read(task=asyncio.ensure_future(reading), generation=self.listener.generation)
-
-
-async def _create(admin: Any, topics: Sequence[Topic]) -> None:
-    described = {found["topic"]: found for found in await admin.describe_topics([topic.name for topic in topics])}
-    lacking = [topic for topic in topics if described[topic.name]["error_code"] == TOPIC_UNKNOWN]
-    if not lacking:
-        return
-    answer = await admin.create_topics(
-        [NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=_settings(topic)) for topic in lacking]
-    )
-    for name, code, detail in answer.topic_errors:
-        if code not in (0, TOPIC_EXISTS):  # another service may have been quicker
-            raise BusAway(f"Kafka: topic {name} was not made: {detail or f'error {code}'}")
-    while not await _known(admin, topics):
-        await asyncio.sleep(0.05)
-
-
-async def _known(admin: Any, topics: Sequence[Topic]) -> bool:
-    described = await admin.describe_topics([topic.name for topic in topics])
-    return not any(
-        found["error_code"] or any(part["leader"] < 0 for part in found["partitions"]) for found in described
-    )
-
-
-async def _differences(admin: Any, topic: Topic) -> list[str]:
-    [found] = await admin.describe_topics([topic.name])
-    have = {
-        "partitions": str(len(found["partitions"])),
-        "replication": str(min(len(part["replicas"]) for part in found["partitions"])),
-    }
-    want = {"partitions": str(topic.partitions), "replication": str(topic.replication), **_settings(topic)}
-    [answer] = await admin.describe_configs(
-        [ConfigResource(ConfigResourceType.TOPIC, topic.name, dict.fromkeys(_settings(topic)))]
-    )
-    origins = {}
-    for _, _, _, _, entries in answer.resources:
-        for name, value, _, source, *_ in entries:
-            have[name] = value
-            origins[name] = "" if source == SET_ON_TOPIC else " (the broker's default)"
-    return [
-        f"{topic.name}: {name} is {have.get(name)}{origins.get(name, '')}, not {wanted}"
-        for name, wanted in want.items()
-        if have.get(name) != wanted
-    ]
-
-
-def _settings(topic: Topic) -> dict[str, str]:
-    return {
-        "cleanup.policy": "delete",
-        "retention.ms": str(topic.retention_ms),
-        "retention.bytes": str(topic.retention_bytes),
-    }
-
-
-def _delivery(record: Any) -> Delivery:
-    return Delivery(
-        topic=record.topic,
-        number=record.partition,
-        offset=record.offset,
-        key=record.key,
-        headers=tuple(record.headers),
-        body=record.value,
-    )

@@ -6,23 +6,19 @@ our own and an end by force; the caller builds a new one and goes on behind the 
 """
 
 import asyncio
-import logging
-import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError  # type: ignore[import-untyped]
 
-from shared.bus import BusAway, Place, Record, SendStopped
+from shared.bus import BusAway, Delivery, Place, Record, SendStopped, tail_of
+from shared.bus_kafka_clients import CLOSE_SECONDS, FAILED, begun, bounded, delivery_of, looked_at, said
 
-CLOSE_SECONDS = 2.0
 CALM_SECONDS = 0.25
 SETTLE_SECONDS = 0.5
-QUIET_SECONDS = 10.0
 
-FAILED = (KafkaError, OSError)
-"""What a client raises when the broker is not there; a time-out is an OSError."""
+T = TypeVar("T")
 
 
 class RelayProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka is untyped
@@ -50,7 +46,7 @@ class RelayProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka is unty
         accumulator._pending_batches.update(queued)  # noqa: SLF001  one that was sent before is looked for there
         accumulator.fail_all(KafkaConnectionError("aborted"))
         for batch in queued:
-            _look(batch._drain_waiter)  # noqa: SLF001
+            looked_at(batch._drain_waiter)  # noqa: SLF001
         await bounded(self._sender.close(), CLOSE_SECONDS)
         await bounded(self.client.close(), CLOSE_SECONDS)
 
@@ -69,7 +65,7 @@ class KafkaProducer:
         """Connect. Raises `BusAway`, and has let go of everything then."""
         try:
             async with asyncio.timeout(self._patience):
-                await self._inner.start()
+                await begun(self._inner, self._options)
         except BaseException as error:
             await self._inner.abort()
             if isinstance(error, FAILED):
@@ -96,17 +92,33 @@ class KafkaProducer:
 
     async def id_at(self, place: Place) -> str | None:
         """See `shared.bus.Producer`."""
+        try:
+            return await self._reading(lambda reader: _read_id(reader, place))
+        except OffsetOutOfRangeError:
+            return None
+        except FAILED as error:
+            raise BusAway(said(error)) from error
+
+    async def tail(self, topic: str, behind: Mapping[int, int], limit: int) -> list[Delivery]:
+        """See `shared.bus.Producer`."""
+        try:
+            if topic not in await self._reading(lambda reader: reader.topics()):
+                return []
+            numbers = await self._inner.partitions_for(topic)
+            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            return await self._reading(lambda reader: _read_tail(reader, partitions, behind, limit))
+        except FAILED as error:
+            raise BusAway(said(error)) from error
+
+    async def _reading(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Do something with a consumer of no group."""
         reader = AIOKafkaConsumer(
             **self._options, group_id=None, enable_auto_commit=False, auto_offset_reset="none", fetch_max_wait_ms=100
         )
         try:
             async with asyncio.timeout(self._patience):
-                await reader.start()
-                return await _read_id(reader, place)
-        except OffsetOutOfRangeError:
-            return None
-        except FAILED as error:
-            raise BusAway(said(error)) from error
+                await begun(reader, self._options)
+                return await work(reader)
         finally:
             await bounded(reader.stop(), CLOSE_SECONDS)
 
@@ -119,59 +131,8 @@ class KafkaProducer:
         future: asyncio.Future[Any] = await self._inner.send(
             record.topic, value=record.body, key=record.key.encode(), headers=headers
         )
-        future.add_done_callback(_look)
+        future.add_done_callback(looked_at)
         return future
-
-
-class Quiet(logging.Filter):
-    """Lets one line of a kind through every so many seconds: without a broker aiokafka writes a hundred a second."""
-
-    def __init__(self, seconds: float = QUIET_SECONDS) -> None:
-        super().__init__()
-        self._seconds = seconds
-        self._last: dict[tuple[str, str], float] = {}
-        self._hidden: dict[tuple[str, str], int] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this line is written; the next that is tells how many were not."""
-        kind = (record.name, str(record.msg))
-        now = time.monotonic()
-        if kind in self._last and now - self._last[kind] < self._seconds:
-            self._hidden[kind] = self._hidden.get(kind, 0) + 1
-            return False
-        self._last[kind] = now
-        if hidden := self._hidden.pop(kind, 0):
-            record.msg = f"{record.getMessage()} ({hidden} more like it were left out)"
-            record.args = ()
-        return True
-
-
-def quieten() -> None:
-    """Put the filter on every logger of aiokafka: one on the parent does not see what its children write."""
-    quiet = Quiet()
-    for name in ["aiokafka", *logging.root.manager.loggerDict]:
-        logger = logging.getLogger(name)
-        if name.split(".")[0] == "aiokafka" and not any(isinstance(one, Quiet) for one in logger.filters):
-            logger.addFilter(quiet)
-
-
-async def bounded(work: Coroutine[Any, Any, object], seconds: float) -> bool:
-    """Run something that may hang or fail; answers whether it came to its end. `wait_for` may wait for ever."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-    finally:
-        ended = task.done()
-        task.cancel()
-    await asyncio.wait({task}, timeout=1.0)
-    if not task.done():
-        return False
-    return ended and not task.cancelled() and task.exception() is None
-
-
-def said(error: BaseException) -> str:
-    """One line for the log."""
-    return f"Kafka: {type(error).__name__}: {error}".splitlines()[0]
 
 
 async def _read_id(reader: Any, place: Place) -> str | None:
@@ -191,6 +152,33 @@ async def _read_id(reader: Any, place: Place) -> str | None:
     return ids[0].decode(errors="backslashreplace") if ids else None
 
 
+async def _read_tail(
+    reader: Any, partitions: Sequence[TopicPartition], behind: Mapping[int, int], limit: int
+) -> list[Delivery]:
+    firsts = await reader.beginning_offsets(partitions)
+    ends = await reader.end_offsets(partitions)
+    spans = {one: tail_of(firsts[one], ends[one], behind.get(one.partition), limit) for one in partitions}
+    found = []
+    for turn in range(2):
+        found += await _read_spans(reader, {one: each[turn] for one, each in spans.items() if len(each) > turn})
+    return found
+
+
+async def _read_spans(reader: Any, spans: Mapping[TopicPartition, tuple[int, int]]) -> list[Delivery]:
+    """What stands at these offsets, the end left out; none of them is empty."""
+    found: list[Delivery] = []
+    left = set(spans)
+    if left:
+        reader.assign(left)
+    for partition in left:
+        reader.seek(partition, spans[partition][0])
+    while left:
+        for partition, records in (await reader.getmany(*left, timeout_ms=100)).items():
+            found += [delivery_of(record) for record in records if record.offset < spans[partition][1]]
+        left = {one for one in left if await reader.position(one) < spans[one][1]}
+    return found
+
+
 def _place(metadata: Any) -> Place:
     return Place(metadata.topic, metadata.partition, metadata.offset)
 
@@ -202,9 +190,3 @@ def _acked(pending: Sequence["asyncio.Future[Any]"]) -> list[Place]:
             break
         acked.append(_place(future.result()))
     return acked
-
-
-def _look(future: "asyncio.Future[Any]") -> None:
-    # an exception that nobody looked at is logged when it is collected
-    if future.done() and not future.cancelled():
-        future.exception()

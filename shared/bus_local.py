@@ -13,9 +13,21 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.bus import Assigned, BusAway, Place, Record, Revoked, SendStopped, Topic, TopicDrift
+from shared.bus import (
+    Assigned,
+    BusAway,
+    Delivery,
+    Partition,
+    Place,
+    Record,
+    Revoked,
+    SendStopped,
+    Topic,
+    TopicDrift,
+    tail_of,
+)
 from shared.bus_holding import Holding
-from shared.bus_local_member import FAILED, LISTENING, LocalSubscription, LocalTimes, said
+from shared.bus_local_member import FAILED, LISTENING, LocalSubscription, LocalTimes, delivery_of, said
 from shared.database import driver_of
 
 _LOCK = (
@@ -25,6 +37,11 @@ _LOCK = (
 _SEND_LOCK = 0x0A77AC4E_0B05
 _TOPICS_LOCK = 0x0A77AC4E_0B06
 
+_HEADS = "SELECT number, next_offset FROM heads WHERE topic = $1 ORDER BY number"
+_TAIL = """
+SELECT "offset", key, headers::text AS headers, body FROM records
+WHERE topic = $1 AND number = $2 AND "offset" >= $3 AND "offset" < $4 ORDER BY "offset"
+"""
 _APPEND = """
 WITH incoming AS (
     SELECT * FROM unnest($1::text[], $2::int[], $3::bytea[], $4::text[], $5::bytea[])
@@ -124,6 +141,20 @@ class LocalProducer:
         try:
             async with asyncio.timeout(self._patience), self._engine.connect() as connection:
                 found: str | None = await connection.scalar(find, place._asdict())
+        except FAILED as error:
+            raise BusAway(said(error)) from error
+        return found
+
+    async def tail(self, topic: str, behind: Mapping[int, int], limit: int) -> list[Delivery]:
+        """See `shared.bus.Producer`."""
+        found: list[Delivery] = []
+        try:
+            async with asyncio.timeout(self._patience), self._engine.connect() as connection:
+                driver = await driver_of(connection)
+                for number, following in await driver.fetch(_HEADS, topic):
+                    for first, end in tail_of(0, following, behind.get(number), limit):
+                        rows = await driver.fetch(_TAIL, topic, number, first, end)
+                        found += [delivery_of(Partition(topic, number), row) for row in rows]
         except FAILED as error:
             raise BusAway(said(error)) from error
         return found

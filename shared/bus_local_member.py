@@ -236,7 +236,7 @@ class LocalSubscription:
             if partition not in self._holding.held():
                 continue
             if rows:
-                found[partition] = [_delivery(partition, row) for row in rows]
+                found[partition] = [delivery_of(partition, row) for row in rows]
             limit -= len(rows)
             self._next[partition] = rows[-1]["offset"] + 1 if rows else heads[partition]
         return found
@@ -274,7 +274,8 @@ def _columns(partitions: Iterable[Partition]) -> tuple[list[str], list[int]]:
     return [partition.topic for partition in ordered], [partition.number for partition in ordered]
 
 
-def _delivery(partition: Partition, row: Any) -> Delivery:
+def delivery_of(partition: Partition, row: Any) -> Delivery:
+    """A row of `records`, as the driver gives it."""
     return Delivery(
         topic=partition.topic,
         number=partition.number,

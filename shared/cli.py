@@ -1,4 +1,4 @@
-"""`python -m services.<name> serve | migrate | rebuild | verify`: what operators do with one service."""
+"""`python -m services.<name> serve | migrate | rebuild | verify | redrive | restored`: what operators do."""
 
 import argparse
 import asyncio
@@ -7,27 +7,29 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-import asyncpg
 import structlog
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.bus import BusAway, Topic, TopicDrift
 from shared.bus_choice import make_bus
-from shared.database import is_away, make_engine
+from shared.clock import CLOCK_BEHIND, clock_behind
+from shared.database import WrongDatabase, check_server, make_engine, why_unusable
+from shared.draining import DrainingServer
+from shared.dropping import CannotDrop
 from shared.event_store import EventStore
 from shared.logs import set_up
-from shared.migrations import current_and_head, upgrade
+from shared.migrations import BUS_MIGRATIONS, ahead, behind, current_and_head, is_ahead, upgrade
+from shared.redrive_command import NOT_DONE, WrongRedrive, add_arguments, redrive
+from shared.restored import StillRunning, restored
+from shared.service import Service
 from shared.settings import Settings, WrongSetting, load
 
-BUS_MIGRATIONS = "shared/bus_migrations"
-GRACE_SECONDS = 20
-
-_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
-"""A wrong password, a role or a database that is not there: a setting is to be mended."""
+TOPICS_CURE = "alter them on the broker, or set TOPIC_... to what they are"
+HIGHEST_EPOCH = 2_000_000_000
+"""Room is left above: what a column holds ends at 2**31 - 1."""
 
 log = structlog.get_logger()
 
@@ -36,6 +38,13 @@ Extra = Callable[[Any, AsyncEngine], Awaitable[int]]
 
 class CannotServe(Exception):
     """The service cannot start as things are; the text is one readable line that says what to do."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """One that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,67 +66,58 @@ def run(program: Program, arguments: list[str] | None = None) -> int:
     parsed = _parser(program).parse_args(arguments)
     try:
         settings = load(program.settings)
-        set_up(program.name, log_format=settings.log_format, level=settings.log_level)
+        # what redrive does is what it says at its end; a line for each message would bury it
+        level = "warning" if parsed.command == "redrive" else settings.log_level
+        set_up(program.name, log_format=settings.log_format, level=level)
         if parsed.command == "serve":
             return _serve(program, settings)
-        return asyncio.run(_with_engine(program, settings, parsed.command))
-    except (WrongSetting, CannotServe) as error:
+        return asyncio.run(_with_engine(program, settings, parsed))
+    except (WrongSetting, CannotServe, WrongDatabase, StillRunning, WrongRedrive, CannotDrop) as error:
         print(f"{program.name}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (refusal := _refusal(error)) is not None:
-            print(f"{program.name}: the database refuses: {refusal}", file=sys.stderr)
-        elif is_away(error):
-            print(f"{program.name}: the database does not answer: {type(error).__name__}", file=sys.stderr)
-        else:
+        if (line := why_unusable(error, settings.database_url.get_secret_value())) is None:
             raise
-    return 1
-
-
-def _refusal(error: BaseException) -> BaseException | None:
-    """What the driver said, beneath SQLAlchemy's wrapping."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, _REFUSED):
-        cause = cause.__cause__
-    return cause
+        print(f"{program.name}: {line}", file=sys.stderr)
+    return NOT_DONE if parsed.command == "redrive" else 1
 
 
 def _parser(program: Program) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m services.{program.name}")
+    parser = OneLineParser(prog=f"python -m services.{program.name}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {
         "serve": "answer requests, publish and consume, until SIGTERM",
         "migrate": "bring the database (and a local bus) to this program's schema",
-        "rebuild": "make the read models anew from the log; feeds and their history stay",
+        "rebuild": "make the read models anew from the logs; feeds and their history stay",
         "verify": "read the whole log and compare: exit code 1 if anything is damaged or drifted",
         **{name: text for name, (text, _) in program.extra.items()},
     }.items():
         commands.add_parser(name, help=text)
+    add_arguments(commands.add_parser("redrive", help="try parked messages again: 0 all clear, 1 some still parked"))
+    add_above(commands.add_parser("restored", help="the database was put back to an earlier point: tell all anew"))
     return parser
+
+
+def add_above(parser: argparse.ArgumentParser) -> None:
+    """What `restored` can be told: the bus may be gone, and with it what was published."""
+    parser.add_argument("--above", type=_epoch, default=0, help="an epoch that is known to have been published")
+
+
+def _epoch(said: str) -> int:
+    if not said.isascii() or not said.isdigit() or int(said) >= HIGHEST_EPOCH:
+        raise argparse.ArgumentTypeError(f"{said!r} is no epoch: a number below {HIGHEST_EPOCH}")
+    return int(said)
 
 
 def _serve(program: Program, settings: Settings) -> int:
     listening = _listen(settings)
-    asyncio.run(_check_schema(program, settings))
+    asyncio.run(_check_database(program, settings))
     app = program.create_app(settings)
     asyncio.run(_check_topics(program, settings, app.state.service.topics))
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-    server = uvicorn.Server(config)
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    # uvicorn ends as these ask, and then sends itself the signal once more: it would end the process by the signal,
-    # and what was asked for and done is no failure
+    server = DrainingServer(app, app.state.service.hand_over)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, server.handle_exit)  # what was asked for and done is no failure: the end has exit code 0
     server.run(sockets=[listening])
     # uvicorn logs why a start failed; started is what it sets when it is listening
     return 0 if server.started else 1
@@ -137,18 +137,21 @@ def _listen(settings: Settings) -> socket.socket:
     return listening
 
 
-async def _check_schema(program: Program, settings: Settings) -> None:
+async def _check_database(program: Program, settings: Settings) -> None:
+    """Raises `WrongDatabase` for another PostgreSQL or schema; a clock that is behind is only said."""
     engine = make_engine(settings.database_url.get_secret_value(), name=program.name)
     try:
         async with engine.connect() as connection:
+            await check_server(connection)
             current, head = await current_and_head(program.migrations, connection)
+            if is_ahead(program.migrations, current):
+                raise WrongDatabase(ahead(current, head))
+            if current != head:
+                raise WrongDatabase(behind(current, head, program.name))
+            if (seconds := await clock_behind(connection)) is not None:
+                log.warning("clock.behind", service=program.name, seconds=seconds, said=CLOCK_BEHIND)
     finally:
         await engine.dispose()
-    if current != head:
-        raise CannotServe(
-            f"the database's schema is {current or 'empty'}, this program's is {head}: "
-            f"run python -m services.{program.name} migrate (of the newer version)"
-        )
 
 
 async def _check_topics(program: Program, settings: Settings, topics: Sequence[Topic]) -> None:
@@ -157,20 +160,23 @@ async def _check_topics(program: Program, settings: Settings, topics: Sequence[T
     try:
         await bus.ensure_topics(topics)
     except TopicDrift as drift:
-        raise CannotServe(f"the topics on the bus are not as they have to be: {drift}") from drift
+        raise CannotServe(f"the topics on the bus are not as they have to be: {drift} ({TOPICS_CURE})") from drift
     except BusAway as error:
         log.warning("bus.away", service=program.name, error=str(error))
     finally:
         await bus.close()
 
 
-async def _with_engine(program: Program, settings: Settings, command: str) -> int:
+async def _with_engine(program: Program, settings: Settings, parsed: argparse.Namespace) -> int:
+    command: str = parsed.command
     url = settings.database_url.get_secret_value()
     if command == "migrate":
         await upgrade(program.migrations, url)
         if settings.bus == "local" and settings.bus_url is not None:
             await upgrade(BUS_MIGRATIONS, settings.bus_url.get_secret_value())
         return 0
+    if command == "redrive":
+        return await _redrive(program, settings, parsed)
     engine = make_engine(url, name=program.name, command_timeout=None)
     try:
         if command == "rebuild":
@@ -179,9 +185,35 @@ async def _with_engine(program: Program, settings: Settings, command: str) -> in
             return 0
         if command == "verify":
             return await _verify(program, engine)
+        if command == "restored":
+            return await _restored(program, settings, engine, parsed.above)
         return await program.extra[command][1](settings, engine)
     finally:
         await engine.dispose()
+
+
+async def _redrive(program: Program, settings: Settings, parsed: argparse.Namespace) -> int:
+    await _check_database(program, settings)
+    service: Service = program.create_app(settings).state.service
+    async with service.resting():
+        return await redrive(service, parsed)
+
+
+async def _restored(program: Program, settings: Settings, engine: AsyncEngine, above: int) -> int:
+    await _check_database(program, settings)
+    bus = make_bus(settings, program.name)
+    try:
+        raised, silence = await restored(program.name, engine, bus, above)
+    finally:
+        await bus.close()
+    print(f"{program.name}: epoch {raised.new} instead of {raised.old}; everything is told anew when it serves")
+    if silence is not None:
+        print(
+            f"{program.name}: the bus was not asked ({silence}): if a higher epoch than {raised.old} was ever told, "
+            "say restored again with --above",
+            file=sys.stderr,
+        )
+    return 0
 
 
 async def _verify(program: Program, engine: AsyncEngine) -> int:

@@ -6,6 +6,7 @@ models; and last, under the log's own lock, the events. Either all of it is ther
 """
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,10 +19,11 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.call import Call
 from shared.database import driver_of
 from shared.errors import KeyReused, NotFound, NotYetKnown, StaleVersion, StoreAway
 from shared.event_store import Append, ConcurrentAppend, EventStore, NewEvent
-from shared.http import Call
+from shared.tracing import OFF, Tracing
 
 S = TypeVar("S", bound="Thing")
 E = TypeVar("E")
@@ -69,10 +71,11 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Changed(Generic[S]):
-    """A thing that a command changed, for the read models."""
+    """A thing that a command changed, for the read models; `traceparent` is the command's, where there was one."""
 
     kind: str
     state: S
+    traceparent: str | None = None
 
 
 class Transaction:
@@ -125,7 +128,7 @@ class Transaction:
     def changed(self) -> list[Changed[Any]]:
         """The things that have new events, with their new states."""
         return [
-            Changed(kind=self._kinds[stream].name, state=self._states[stream])
+            Changed(kind=self._kinds[stream].name, state=self._states[stream], traceparent=self.call.traceparent)
             for stream, events in self._recorded.items()
             if events
         ]
@@ -156,19 +159,28 @@ class Desk:
     project: Project
     openly: Callable[[Any], bool]
     committed: Callable[[], None]
+    tracing: Tracing = OFF
 
-    async def execute(self, call: Call, trip: UUID, act: Act) -> Answer:
+    async def execute(self, call: Call, trip: UUID, act: Act, *, name: str = "command") -> Answer:
         """Carry out one command; the answer is given after the commit. Raises `shared.errors.Refusal`.
 
         `act` may run several times, each time in a transaction of its own that holds nothing of the one before.
+        `name` is what the command is called in traces.
         """
+        with self.tracing.command(name, str(trip), call.traceparent) as span:
+            if self.tracing.on:
+                call = dataclasses.replace(call, traceparent=span.traceparent or call.traceparent)
+            answer = await self._tried(call, trip, act)
+        self.committed()
+        return answer
+
+    async def _tried(self, call: Call, trip: UUID, act: Act) -> Answer:
         until = time.monotonic() + WAIT_SECONDS
         attempts = 0
         while True:
             try:
                 async with self.engine.begin() as connection:
-                    answer = await self._within(connection, call, trip, act)
-                break
+                    return await self._within(connection, call, trip, act)
             except (ConcurrentAppend, _KeyTaken) as error:
                 # someone else was first: what they wrote is now visible, so read and decide again
                 attempts += 1
@@ -179,8 +191,6 @@ class Desk:
                 if time.monotonic() >= until:
                     raise
                 await asyncio.sleep(PAUSE_SECONDS)
-        self.committed()
-        return answer
 
     async def _within(self, connection: AsyncConnection, call: Call, trip: UUID, act: Act) -> Answer:
         await lock_trip(connection, trip)
@@ -261,5 +271,5 @@ def _metadata(call: Call) -> Mapping[str, Any]:
         "actor": call.actor,
         "occurred_at": call.occurred_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "correlation_id": call.correlation_id,
-        "traceparent": call.traceparent or None,
+        "traceparent": call.traceparent,
     }

@@ -1,9 +1,8 @@
 """The consumer: others' messages become rows here, each once, in order per key, whatever the bus does.
 
 Rows, marks and the next offset are written in one transaction, so what was applied and what was read cannot differ.
-The numbers on a topic are dense per key: the next one is applied, an old one skipped, a jump makes the key wait until
-`shared.healer` has fetched the gap from the producer's message log. A message that cannot be taken parks its key, in
-order; the other keys go on. A database that is away stops everything and parks nothing.
+What becomes of each message is in `shared.taking`; here is how they are read: the group's partitions, their offsets,
+batches and retries, and how far all of it is. A database that is away stops everything and parks nothing.
 """
 
 import asyncio
@@ -11,24 +10,25 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import offsets
 from shared.background import News, heed_cancellation
 from shared.bus import Bus, BusAway, Delivery, Partition, Subscription, Topic, TopicDrift
 from shared.database import is_away
+from shared.lag import Lag
 from shared.marks import Marks
 from shared.messages import Message, Undecodable, read_delivery
 from shared.offsets import Fenced
-from shared.parking import GAP, KEY_WAITS, NOT_APPLIED, park
+from shared.parking import GAP
+from shared.taking import Apply, CannotBeTaken, Outcome, Taking
+from shared.tracing import OFF, Tracing
 
 BATCH = 200
-
-Apply = Callable[[AsyncConnection, Message], Awaitable[None]]
-Outcome = Literal["applied", "skipped", "unknown", "parked"]
+LEARN_SECONDS = 2.0
+"""So long the producers are asked for their epochs before what was newly assigned is taken; then it is all the same."""
 
 log = structlog.get_logger()
 
@@ -61,16 +61,11 @@ class ConsumerState:
     last_error: str | None = None
     healthy_at: float = float("-inf")
 
-    def count(self, outcomes: Sequence[Outcome]) -> None:
-        """Take down what has become of messages, once that is committed."""
-        for outcome in outcomes:
-            self.counts[outcome] = self.counts.get(outcome, 0) + 1
-
 
 class Consumer:
-    """One service's member of its group. `apply` says, by `<type>.v<version>`, what a message does to the rows.
+    """One service's member of its group. `taking` is what it does with what it reads; `assigned_anew` wakes the healer.
 
-    `gap_found` and `assigned_anew` wake the healer; `applied` is called after each commit that applied something.
+    `learn`, if there is one, asks the producers for their epochs, so that ghosts are known as such from the first on.
     """
 
     def __init__(
@@ -83,16 +78,17 @@ class Consumer:
         apply: Mapping[str, Apply],
         applied: Callable[[], None] = lambda: None,
         times: ConsumerTimes | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
-        self.state = ConsumerState()
+        self.taking = Taking(group=group, apply=apply, applied=applied, tracing=tracing)
+        self.state = ConsumerState(counts=self.taking.counts)
+        self.lag = Lag()
         self.group = group
         self.engine = engine
-        self.gap_found = asyncio.Event()
         self.assigned_anew = asyncio.Event()
-        self.applied = applied
+        self.learn: Callable[[], Awaitable[None]] | None = None
         self._bus = bus
-        self._topics = tuple(topics)
-        self._apply = apply
+        self.topics = tuple(topics)
         self._times = times or ConsumerTimes()
         self._news = News()
         self._offsets: dict[Partition, int] = {}
@@ -100,6 +96,7 @@ class Consumer:
         self._assigned_at: dict[Partition, float] = {}
         self._got_on_at: dict[Partition, float] = {}
         self._busy = asyncio.Lock()
+        self._to_learn = False
         self._begun_at = self._looked_at = 0.0
         self._noted_at = float("-inf")
 
@@ -114,29 +111,11 @@ class Consumer:
             self.state.restarts += 1
             await asyncio.sleep(self._times.backoff)
 
-    async def take(self, connection: AsyncConnection, message: Message) -> Outcome:
-        """Apply one message that is known to be the next of its key. Raises what its handler raises."""
-        apply = self._apply.get(f"{message.type}.v{message.version}")
-        if apply is None:
-            return "unknown"
-        await apply(connection, message)
-        return "applied"
-
-    def committed(self, topic: str, taken: Sequence[tuple[Message, Outcome]]) -> None:
-        """Count and log what was taken, now that it is committed, and tell who waits for it."""
-        self.state.count([outcome for _, outcome in taken])
-        for message, outcome in taken:
-            told = log.warning if outcome == "parked" else log.debug if outcome == "skipped" else log.info
-            names = {"type": message.type, "id": message.id, "subject": message.subject, "sequence": message.sequence}
-            told(f"message.{outcome}", topic=topic, correlation_id=message.correlation_id, **names)
-        if any(outcome == "applied" for _, outcome in taken):
-            self.applied()
-
     async def _session(self) -> None:
-        await self._bus.ensure_topics(self._topics)
+        await self._bus.ensure_topics(self.topics)
         subscription = await self._bus.subscribe(
             self.group,
-            [topic.name for topic in self._topics],
+            [topic.name for topic in self.topics],
             on_assigned=self._on_assigned,
             on_revoked=self._on_revoked,
         )
@@ -166,6 +145,7 @@ class Consumer:
         if None in self._targets.values():
             # before anything is taken: nothing may be rendered from a picture that only begins to catch up
             try:
+                await self._learn()
                 await self._look(subscription)
             except Exception:
                 for partition in fetched:
@@ -179,12 +159,25 @@ class Consumer:
             await self._look(subscription)
         self._watch()
 
+    async def _learn(self) -> None:
+        if self.learn is None or not self._to_learn:
+            return
+        self._to_learn = False
+        try:
+            async with asyncio.timeout(LEARN_SECONDS):
+                await self.learn()
+        except Exception as error:  # noqa: BLE001  a producer that is away is no reason not to take what the bus has
+            heed_cancellation()
+            log.info("epochs.unknown", group=self.group, error=repr(error))
+
     async def _on_assigned(self, partitions: frozenset[Partition]) -> Mapping[Partition, int]:
         async with self.engine.begin() as connection:
             starts = await offsets.starts(connection, partitions)
         self._offsets.update(starts)
         self._targets.update(dict.fromkeys(partitions))
         self._assigned_at.update(dict.fromkeys(partitions, time.monotonic()))
+        self.lag.assigned(partitions)
+        self._to_learn = True
         self.assigned_anew.set()
         log.info("consumer.assigned", group=self.group, partitions=len(partitions))
         return starts
@@ -201,6 +194,7 @@ class Consumer:
         for partition in partitions:
             for held in (self._offsets, self._targets, self._assigned_at, self._got_on_at):
                 held.pop(partition, None)
+            self.lag.forget(partition)
 
     def _seek_back(self, subscription: Subscription, partition: Partition) -> None:
         if partition in self._offsets:
@@ -232,14 +226,14 @@ class Consumer:
         return True
 
     async def _batch_or_singly(self, partition: Partition, deliveries: Sequence[Delivery]) -> None:
-        with contextlib.suppress(_CannotBeTaken):
+        with contextlib.suppress(CannotBeTaken):
             await self._batch(partition, deliveries)
             return
         # go one by one, so that the one that cannot be taken is parked, and nothing else
         for delivery in deliveries:
             try:
                 await self._batch(partition, [delivery])
-            except _CannotBeTaken as failed:
+            except CannotBeTaken as failed:
                 await self._batch(partition, [delivery], failed.cause)
 
     async def _batch(
@@ -247,61 +241,25 @@ class Consumer:
     ) -> None:
         """One transaction. With a `failure` the one delivery is parked for it, if it is still the next of its key."""
         read = [(delivery, _read(delivery)) for delivery in deliveries]
-        taken: list[tuple[Message, Outcome]] = []
         before, target = self._offsets.get(partition), self._targets.get(partition)
         following = deliveries[-1].offset + 1
+        self._stands_at(partition, read[0][1])
         if before is None or target is None:
             raise Fenced(f"{partition.topic}/{partition.number} was taken away")
         async with self.engine.begin() as connection:
             await offsets.move(connection, partition, before, following, target)
             marks = Marks(connection, partition.topic)
-            await marks.lock(message.key for _, message in read if isinstance(message, Message))
-            for delivery, message in read:
-                if isinstance(message, Undecodable):
-                    # it has no number that could be trusted, so it holds no place in its key's order. If it stood
-                    # where a message of ours belongs, the next one shows the gap, and the log has the true one.
-                    await park(connection, delivery, None, message.slug, str(message))
-                    log.warning("message.undecodable", topic=delivery.topic, offset=delivery.offset, slug=message.slug)
-                else:
-                    taken.append((message, await self._one(connection, marks, delivery, message, failure)))
+            taken = await self.taking.deliveries(connection, marks, read, failure)
             await marks.save()
         if partition in self._offsets:
             self._offsets[partition] = following
-        self.state.count(["parked"] * (len(read) - len(taken)))
-        self.committed(partition.topic, taken)
+            self._stands_at(partition, read[-1][1])
+        self.taking.count(["parked"] * (len(read) - len(taken)))
+        self.taking.committed(partition.topic, taken)
+        if any(outcome == "deferred" for _, outcome in taken):
+            self.taking.epoch_found.set()
         if any(marks.waits_for(message.key) == GAP for message, _ in taken):
-            self.gap_found.set()
-
-    async def _one(
-        self,
-        connection: AsyncConnection,
-        marks: Marks,
-        delivery: Delivery,
-        message: Message,
-        failure: BaseException | None,
-    ) -> Outcome:
-        key, expected = message.key, marks.sequence(message.key) + 1
-        if message.sequence < expected:
-            return "skipped"
-        if (waits_for := marks.waits_for(key)) is not None:
-            slug = GAP if waits_for == GAP else KEY_WAITS
-            await park(connection, delivery, message, slug, f"its key waits: {waits_for}")
-        elif message.sequence > expected:
-            await park(connection, delivery, message, GAP, f"expected number {expected}")
-            marks.wait(key, GAP)
-        elif failure is not None:
-            await park(connection, delivery, message, NOT_APPLIED, f"{type(failure).__name__}: {failure}")
-            marks.wait(key, NOT_APPLIED)
-        else:
-            try:
-                outcome = await self.take(connection, message)
-            except Exception as error:
-                if is_away(error):
-                    raise
-                raise _CannotBeTaken(error) from error
-            marks.advance(key, message.sequence)
-            return outcome
-        return "parked"
+            self.taking.gap_found.set()
 
     async def _look(self, subscription: Subscription) -> None:
         """Compare with what the database and the bus say; what newly assigned partitions have to reach is learnt."""
@@ -319,7 +277,13 @@ class Consumer:
             async with self.engine.begin() as connection:
                 await offsets.aim(connection, fresh)
             self._targets.update(fresh)
-        self._get_on({one for one, end in ends.items() if one in self._offsets and self._offsets[one] >= end})
+        at_end = {one for one, end in ends.items() if one in self._offsets and self._offsets[one] >= end}
+        self.lag.at_end(at_end)
+        self._get_on(at_end)
+
+    def _stands_at(self, partition: Partition, message: Message | Undecodable) -> None:
+        if isinstance(message, Message):
+            self.lag.stands_at(partition, message.recorded_at)
 
     def _get_on(self, partitions: Set[Partition]) -> None:
         """These moved just now, or are at their end. One that does not is shown, however well the others do."""
@@ -347,14 +311,6 @@ class Consumer:
         if self._news.is_new(error):
             known = isinstance(error, BusAway | TopicDrift | Fenced | Stalled) or is_away(error)
             log.warning("consumer.stopped", group=self.group, error=repr(error), exc_info=not known)
-
-
-class _CannotBeTaken(Exception):
-    """The message's own handler refuses it."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def _read(delivery: Delivery) -> Message | Undecodable:

@@ -2,13 +2,20 @@
 
 import socket
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import asyncpg
-from sqlalchemy import event, exc
+from sqlalchemy import event, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+CONNECT_TIMEOUT = 5.0
+POOL_TIMEOUT = 5.0
+"""Seconds for a new connection, and for a free one of the pool."""
 LOCK_TIMEOUT = "5s"
 """No command waits longer for a lock: it is refused as `store-away` and may be sent again."""
+MAJOR = 18
+"""The PostgreSQL that everything is written and tried for."""
 IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 """A process that stands still inside a transaction loses it, so that it cannot hold the log's lock for ever."""
 
@@ -25,11 +32,11 @@ def make_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_timeout=5,
+        pool_timeout=POOL_TIMEOUT,
         # JSON comes as text, from Core as from the driver: most of it is passed on as it is, and events have a codec
         json_deserializer=str,
         connect_args={
-            "timeout": 5,
+            "timeout": CONNECT_TIMEOUT,
             "command_timeout": command_timeout,
             "server_settings": {
                 "application_name": f"attache-{name}",
@@ -44,10 +51,43 @@ def make_engine(
     return engine
 
 
+def pool_use(engine: AsyncEngine) -> tuple[int, int]:
+    """How many connections of an engine of `make_engine` are in use, and how many can be at most."""
+    pool = engine.pool
+    assert isinstance(pool, AsyncAdaptedQueuePool)
+    return pool.checkedout(), 2 * pool.size()
+
+
 async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
     """The asyncpg connection beneath a SQLAlchemy one, for statements that are too hot for Core."""
     raw = await connection.get_raw_connection()
     return cast("asyncpg.Connection[asyncpg.Record]", raw.driver_connection)
+
+
+class WrongDatabase(Exception):
+    """The database is not one that this program can work on; the text is one line that says what to do."""
+
+
+async def check_server(connection: AsyncConnection) -> None:
+    """Raises `WrongDatabase` where the server is another major version than `MAJOR`."""
+    number = int(await connection.scalar(text("SHOW server_version_num")) or 0)
+    if (wrong := wrong_server(number)) is not None:
+        raise WrongDatabase(wrong)
+
+
+def wrong_server(number: int) -> str | None:
+    """What is wrong with a server, by its `server_version_num` (180004 is 18.4)."""
+    found = number // 10_000
+    if found == MAJOR:
+        return None
+    cure = "bring it to {} with pg_upgrade or a dump" if found < MAJOR else "give this program a server of {}"
+    return f"the server is PostgreSQL {found} and this program is for PostgreSQL {MAJOR}: {cure.format(MAJOR)}"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the database had no room left on its disk."""
+    inner = _driver_error(error) if isinstance(error, exc.DBAPIError) else error
+    return isinstance(inner, asyncpg.DiskFullError)
 
 
 def is_away(error: BaseException) -> bool:
@@ -56,11 +96,10 @@ def is_away(error: BaseException) -> bool:
         case exc.DataError() | exc.IntegrityError() | exc.ProgrammingError():
             return False
         case exc.DBAPIError():
-            cause: Any = error.orig
-            # SQLAlchemy wraps the driver's error once or twice
-            inner = getattr(cause, "driver_exception", None) or getattr(cause, "__cause__", None)
             return (
-                error.connection_invalidated or isinstance(error, exc.OperationalError) or _driver_away(inner or cause)
+                error.connection_invalidated
+                or isinstance(error, exc.OperationalError)
+                or _driver_away(_driver_error(error))
             )
         case exc.TimeoutError():
             return True
@@ -83,6 +122,40 @@ _AWAY = (
     TimeoutError,
     socket.gaierror,
 )
+
+
+def why_unusable(error: BaseException, url: str) -> str | None:
+    """Why the database of a `DATABASE_URL` cannot be used as that says, and what to do, in one line; else None."""
+    host = urlsplit(url).hostname or "its socket"
+    cause = _first(error, (*_REFUSALS, socket.gaierror))
+    if isinstance(cause, asyncpg.InvalidCatalogNameError):
+        return f"the database refuses: {cause}: make it, or mend the name in DATABASE_URL"
+    if isinstance(cause, asyncpg.InvalidAuthorizationSpecificationError):
+        cure = "put the role's password into DATABASE_URL, or give the role that one (ALTER ROLE)"
+        return f"the database refuses: {cause}: {cure}"
+    if isinstance(cause, socket.gaierror):
+        return f"the database does not answer: nobody knows the name {host}: mend the host in DATABASE_URL"
+    if is_away(error):
+        return f"the database does not answer: {type(error).__name__} at {host}: see whether it is up"
+    return None
+
+
+_REFUSALS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+"""A wrong password, a role or a database that is not there: a setting is to be mended."""
+
+
+def _first(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """What lies beneath an error, SQLAlchemy's wrapping above all, and is of these kinds."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error
+
+
+def _driver_error(error: exc.DBAPIError) -> BaseException | None:
+    """The driver's own error: SQLAlchemy wraps it once or twice."""
+    cause: Any = error.orig
+    inner: BaseException | None = getattr(cause, "driver_exception", None) or getattr(cause, "__cause__", None)
+    return inner or error.orig
 
 
 def _driver_away(error: BaseException | None) -> bool:

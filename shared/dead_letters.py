@@ -6,6 +6,7 @@ an announcement can come twice (with the same id) and is never lost.
 
 import asyncio
 import json
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import structlog
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.background import News, heed_cancellation
 from shared.bus import Bus, BusAway, Record
 from shared.database import is_away
+from shared.messages import rfc3339
 from shared.parking import GAP, KEY_WAITS
 
 POLL_SECONDS = 1.0
@@ -47,7 +49,7 @@ async def _announce_some(service: str, engine: AsyncEngine, bus: Bus) -> bool:
     async with engine.connect() as connection:
         rows = await connection.execute(
             text(
-                'SELECT id, topic, number, "offset", message_id, slug FROM parked_messages '
+                'SELECT id, topic, number, "offset", message_id, slug, parked_at FROM parked_messages '
                 "WHERE announced_at IS NULL AND slug NOT IN (:gap, :waits) ORDER BY id LIMIT 100"
             ),
             {"gap": GAP, "waits": KEY_WAITS},
@@ -68,24 +70,28 @@ async def _announce_some(service: str, engine: AsyncEngine, bus: Bus) -> bool:
     return True
 
 
-def _record(service: str, row: dict[str, object]) -> Record:
+def _record(service: str, row: dict[str, Any]) -> Record:
     place = f"{row['topic']}/{row['number']}/{row['offset']}/{row['message_id']}"
+    # one that the producer's log alone had stands nowhere on the bus
+    number, offset = (-1 if row[name] is None else row[name] for name in ("number", "offset"))
     body = {
         "topic": row["topic"],
-        "partition": row["number"],
-        "offset": row["offset"],
+        "partition": number,
+        "offset": offset,
         "id": row["message_id"],
         "slug": row["slug"],
     }
     return Record(
         topic=dead_letter_topic(service),
-        key=f"{row['topic']}/{row['number']}",
+        key=f"{row['topic']}/{number}",
         headers=(
             ("content-type", "application/json"),
             ("ce_specversion", "1.0"),
             ("ce_id", str(uuid5(NAMESPACE_URL, f"attache:parked:{service}:{place}"))),
             ("ce_type", "attache.MessageParked.v1"),
             ("ce_source", f"/attache/{service}"),
+            ("ce_time", rfc3339(row["parked_at"])),
+            ("ce_dataschema", "urn:attache:schema:MessageParked:v1"),
         ),
         body=json.dumps(body).encode(),
     )

@@ -1,6 +1,6 @@
 """Every refusal the services can give, with its stable slug.
 
-The class tree; the status of each slug is known at the edge alone (`shared.http.STATUS`):
+The class tree; the status of each slug is known at the edge alone (`shared.problems.STATUS`):
 
     Refusal
     ├── Unidentified                  token-missing, token-unknown
@@ -23,7 +23,8 @@ The class tree; the status of each slug is known at the edge alone (`shared.http
     │   ├── WallTimeRepeated          wall-time-repeated
     │   ├── ReasonMissing             reason-missing
     │   └── KeyReused                 key-reused
-    └── StoreAway                     store-away
+    ├── StoreAway                     store-away
+    └── IssuerAway                    issuer-away
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class TokenMissing(Unidentified):
 
 
 class TokenUnknown(Unidentified):
-    """The bearer token is in no line of the token file."""
+    """The bearer token is in no line of the token file, nor one that counts of the configured issuer."""
 
     slug = "token-unknown"
 
@@ -211,3 +212,9 @@ class StoreAway(Refusal):
     """The service's database does not answer."""
 
     slug = "store-away"
+
+
+class IssuerAway(Refusal):
+    """Who calls cannot be told: the issuer of the token does not answer, and never has since the start."""
+
+    slug = "issuer-away"

@@ -244,9 +244,10 @@ class EventStore:
 
 def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces: one text for one content."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _DIGESTED = ("id", "stream", "version", "type", "data", "metadata", "key")
 
 
@@ -257,11 +258,14 @@ def _digest(event: UUID, stream: str, version: int, stored_type: str, data: str,
 
 def _content(stored: str) -> Any:
     """The JSON value of a text, its numbers as one text each: jsonb gives -0.0 back as 0.0, and 1e22 in 23 digits."""
-    return json.loads(stored, parse_float=_number, parse_int=_number)
+    return _EXACT.decode(stored)
 
 
 def _number(digits: str) -> str:
     return str(Decimal(digits).normalize() + 0)
+
+
+_EXACT = json.JSONDecoder(parse_float=_number, parse_int=_number)
 
 
 def _next(seen: Mapping[str, int], name: str) -> int:

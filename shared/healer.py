@@ -2,14 +2,16 @@
 
 A jump in a key's numbers is healed at once. A message that was lost as the last of its key shows no jump, so marks are
 compared with the producers' heads whenever partitions were assigned and every 30 s; what has been missing for 5 s is
-fetched. Healing takes a row lock on the key's mark, so it and the consumer can work at the same time, anywhere. One
-key that cannot be healed, or one producer that is away, holds up no other.
+fetched. The heads tell the producer's epoch too, and keys of a lower one are built anew (`shared.rebuilding`); so are
+those of which the producer has less than is here (`shared.rewound`). Here is when that is done, in
+`shared.key_healing` how. One key that cannot be healed, or one producer that is away, holds up
+no other.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -17,12 +19,14 @@ import structlog
 from sqlalchemy import text
 
 from shared.background import News, heed_cancellation
-from shared.consumer import Consumer, Outcome
-from shared.database import driver_of, is_away
-from shared.marks import Marks
-from shared.message_log import MessageLog
-from shared.messages import Message
-from shared.parking import GAP, NOT_APPLIED, park_fetched, wait_again
+from shared.consumer import Consumer
+from shared.database import is_away
+from shared.key_healing import KeyHealing
+from shared.marks import Mark
+from shared.message_log import Heads, MessageLog
+from shared.parking import GAP, NOT_APPLIED
+from shared.rebuilding import Anew, EpochBehind, Rebuilding
+from shared.rewound import Rewound
 
 log = structlog.get_logger()
 
@@ -30,9 +34,6 @@ _WAITING = "SELECT topic, key FROM consumer_marks WHERE waits_for = :gap ORDER B
 _TOLD = """
 SELECT DISTINCT topic, key FROM parked_messages WHERE slug = :slug AND announced_at IS NOT NULL ORDER BY topic, key
 """
-_MARKS = "SELECT key, sequence, waits_for FROM consumer_marks WHERE topic = $1 AND key = ANY($2)"
-_HEALED = "DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap AND sequence <= :mark"
-_LEFT = "SELECT EXISTS (SELECT FROM parked_messages WHERE topic = :topic AND key = :key AND slug = :gap)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,18 @@ class HealerTimes:
 
 
 class Healer:
-    """Heals what one consumer misses. `logs` are the producers' message logs, by topic."""
+    """Heals what one consumer misses. `logs` are the producers' message logs, by topic; so goes `anew`."""
 
-    def __init__(self, consumer: Consumer, logs: Mapping[str, MessageLog], times: HealerTimes | None = None) -> None:
-        self.healed = 0
+    def __init__(
+        self,
+        consumer: Consumer,
+        logs: Mapping[str, MessageLog],
+        anew: Mapping[str, Anew],
+        times: HealerTimes | None = None,
+    ) -> None:
+        self.rebuilding = Rebuilding(consumer.engine, consumer.taking, logs, anew)
+        self.keys = KeyHealing(consumer.engine, consumer.taking, logs, self.rebuilding)
+        self.rewound = Rewound(consumer.engine, consumer.taking, logs)
         self._consumer = consumer
         self._engine = consumer.engine
         self._logs = logs
@@ -57,12 +66,34 @@ class Healer:
     async def run(self) -> None:
         """Heal for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._forever(self._heal_gaps, self._consumer.gap_found, self._times.retry))
+            tasks.create_task(self._forever(self._heal_gaps, self._consumer.taking.gap_found, self._times.retry))
+            tasks.create_task(self._forever(self._build_anew, self._consumer.taking.epoch_found, self._times.retry))
             tasks.create_task(self._forever(self._compare_heads, self._consumer.assigned_anew, self._times.compare))
 
     async def lag(self) -> int:
-        """How many messages the producers have told that are still to be applied here; parked keys do not count."""
-        return sum([head - mark for topic in self._logs async for _, head, mark in self._behind(topic)])
+        """How many messages the producers have told that are still to be applied here; parked keys do not count.
+
+        A key that is to be built anew counts as one.
+        """
+        missing = [
+            head - mark
+            for topic in self._logs
+            async for page in self._logs[topic].heads(topic)
+            for _, head, mark in await self._behind(topic, page)
+        ]
+        return sum(missing) + len(await self.rebuilding.stale())
+
+    async def learn(self) -> None:
+        """Ask every producer for its epoch. Raises the first failure when all were asked."""
+        answers = await asyncio.gather(*map(self._learn, self._logs), return_exceptions=True)
+        for failure in answers:
+            if failure is not None:
+                raise failure
+
+    async def _learn(self, topic: str) -> None:
+        async for page in self._logs[topic].heads(topic):
+            await self.rebuilding.learn(topic, page.epoch)
+            return
 
     async def _forever(self, work: Callable[[], Awaitable[None]], woken: asyncio.Event, pause: float) -> None:
         news = News()
@@ -78,24 +109,29 @@ class Healer:
                 news.over()
             except Exception as error:
                 heed_cancellation()
-                known = isinstance(error, httpx.HTTPError) or is_away(error)
+                known = isinstance(error, httpx.HTTPError | EpochBehind) or is_away(error)
                 if news.is_new(error):
                     log.warning("healer.waits", group=self._consumer.group, error=repr(error), exc_info=not known)
                 await asyncio.sleep(self._times.retry)
-                due = time.monotonic()
+                if not isinstance(error, EpochBehind):  # that one ends when an operator has done something
+                    due = time.monotonic()
+
+    async def _build_anew(self) -> None:
+        """Beside the gaps: thousands of keys take minutes, and what is missing elsewhere cannot wait for that."""
+        _raise_first(await self._each(await self.rebuilding.stale(), self.rebuilding.rebuild))
 
     async def _heal_gaps(self) -> None:
         async with self._engine.connect() as connection:
             waiting = (await connection.execute(text(_WAITING), {"gap": GAP})).all()
-        await self._heal_all((topic, key, None) for topic, key in waiting)
+        _raise_first(await self._each([(topic, key) for topic, key in waiting], self.keys.heal))
 
     async def _compare_heads(self) -> None:
         await self._try_parked_again()
-        missing: list[tuple[str, str, int | None]] = []
+        missing: list[tuple[str, str, int]] = []
         failures: list[Exception] = []
         for topic in self._logs:
             try:
-                missing += [(topic, key, mark) async for key, _, mark in self._behind(topic)]
+                missing += await self._compare(topic)
             except Exception as error:
                 if is_away(error):
                     raise
@@ -104,9 +140,25 @@ class Healer:
         if missing:
             await asyncio.sleep(self._times.missing)
             # one that has moved meanwhile is only slow; if it stops, the next comparison finds it
-            await self._heal_all(missing)
-        if failures:
-            raise failures[0]
+            still = [
+                (topic, key) for topic, key, mark in missing if (await self.keys.mark(topic, key)).sequence == mark
+            ]
+            failures += await self._each(still, self.keys.heal)
+        _raise_first(failures)
+
+    async def _compare(self, topic: str) -> list[tuple[str, str, int]]:
+        """Topic, key and mark of what is missing here; what is missing there is dealt with at once."""
+        missing: list[tuple[str, str, int]] = []
+        heads: dict[str, int] = {}
+        epochs = set()
+        async for page in self._logs[topic].heads(topic):
+            await self.rebuilding.learn(topic, page.epoch)
+            missing += [(topic, key, mark) for key, _, mark in await self._behind(topic, page)]
+            heads |= dict(page.heads)
+            epochs.add(page.epoch)
+        if len(epochs) == 1:
+            await self.rewound.compare(topic, epochs.pop(), heads)
+        return missing
 
     async def _try_parked_again(self) -> None:
         """A parked key is made one that waits for what the producer's log holds, and healed, or parked again.
@@ -118,107 +170,41 @@ class Healer:
             waiting = (await connection.execute(text(_TOLD), {"slug": NOT_APPLIED})).all()
         ours = [(topic, key) for topic, key in waiting if topic in self._logs]
         for topic, key in ours:
-            async with self._engine.begin() as connection:
-                marks = Marks(connection, topic)
-                await marks.lock([key])
-                if marks.waits_for(key) == NOT_APPLIED:
-                    marks.wait(key, GAP)
-                    await marks.save()
-                    await wait_again(connection, topic, key)
-        await self._heal_all((topic, key, None) for topic, key in ours)
+            await self.keys.try_again(topic, key)
+        _raise_first(await self._each(ours, self.keys.heal))
 
-    async def _heal_all(self, keys: Iterable[tuple[str, str, int | None]]) -> None:
-        """Heal each key whose mark is still the given one; raises the first failure when the others are done."""
+    async def _each(
+        self, keys: Iterable[tuple[str, str]], work: Callable[[str, str], Awaitable[None]]
+    ) -> list[Exception]:
+        """Do it for each key; answers the last failure of each topic when the others are done."""
         failures: dict[str, Exception] = {}
-        for topic, key, before in keys:
+        for topic, key in keys:
             if topic not in self._logs or isinstance(failures.get(topic), httpx.HTTPError):
                 continue  # the producer is away: each further key would only wait for the time-out again
             try:
-                mark, _ = (await self._marks(topic, [key])).get(key, (0, None))
-                if before in (None, mark):
-                    await self._heal(topic, key)
+                await work(topic, key)
             except Exception as error:
                 if is_away(error):
                     raise
+                heed_cancellation()
                 failures[topic] = error
-        for failure in failures.values():
-            raise failure
+        return list(failures.values())
 
-    async def _behind(self, topic: str) -> AsyncIterator[tuple[str, int, int]]:
-        """The keys that the producer has told more of than was applied here: key, head, mark. Parked ones are not."""
-        async for page in self._logs[topic].heads(topic):
-            marks = await self._marks(topic, [key for key, _ in page])
-            for key, head in page:
-                mark, waits_for = marks.get(key, (0, None))
-                if head > mark and waits_for in (None, GAP):
-                    yield key, head, mark
+    async def _behind(self, topic: str, page: Heads) -> list[tuple[str, int, int]]:
+        """The keys that the producer has told more of than was applied here: key, head, mark.
 
-    async def _marks(self, topic: str, keys: Sequence[str]) -> dict[str, tuple[int, str | None]]:
-        async with self._engine.connect() as connection:
-            driver = await driver_of(connection)
-            rows = await driver.fetch(_MARKS, topic, list(keys))
-        return {row["key"]: (row["sequence"], row["waits_for"]) for row in rows}
-
-    async def _heal(self, topic: str, key: str) -> None:
-        """Fetch and apply a key's messages behind its mark, page by page, to the end."""
-        while True:
-            mark, _ = (await self._marks(topic, [key])).get(key, (0, None))
-            page = await self._logs[topic].after(topic, key, mark)
-            try:
-                if not await self._apply(topic, key, page):
-                    return
-            except _CannotBeTaken:
-                for message in page:
-                    try:
-                        await self._apply(topic, key, [message])
-                    except _CannotBeTaken as failed:
-                        await self._park(topic, failed)
-                        return
-
-    async def _apply(self, topic: str, key: str, messages: Sequence[Message]) -> bool:
-        """Apply what follows the mark, all or nothing; returns whether there may be more. Raises `_CannotBeTaken`."""
-        taken: list[tuple[Message, Outcome]] = []
-        async with self._engine.begin() as connection:
-            marks = Marks(connection, topic)
-            await marks.lock([key])
-            if marks.waits_for(key) not in (None, GAP):
-                return False
-            for message in messages:
-                if message.sequence == marks.sequence(key) + 1:
-                    try:
-                        taken.append((message, await self._consumer.take(connection, message)))
-                    except Exception as error:
-                        if is_away(error):
-                            raise
-                        raise _CannotBeTaken(message, error) from error
-                    marks.advance(key, message.sequence)
-            values = {"topic": topic, "key": key, "gap": GAP}
-            await connection.execute(text(_HEALED), {**values, "mark": marks.sequence(key)})
-            marks.wait(key, GAP if await connection.scalar(text(_LEFT), values) else None)
-            await marks.save()
-        if taken:
-            self.healed += len(taken)
-            log.info("messages.healed", group=self._consumer.group, topic=topic, key=key, count=len(taken))
-            self._consumer.committed(topic, taken)
-        return bool(taken)
-
-    async def _park(self, topic: str, failed: "_CannotBeTaken") -> None:
-        message = failed.message
-        async with self._engine.begin() as connection:
-            marks = Marks(connection, topic)
-            await marks.lock([message.key])
-            if marks.sequence(message.key) != message.sequence - 1 or marks.waits_for(message.key) not in (None, GAP):
-                return  # somebody else has got on with it, or parked it
-            marks.wait(message.key, NOT_APPLIED)
-            await marks.save()
-            await park_fetched(connection, topic, message, f"{type(failed.cause).__name__}: {failed.cause}")
-        self._consumer.committed(topic, [(message, "parked")])
+        Parked ones are not, nor are those of another epoch.
+        """
+        marks = await self.keys.marks(topic, [key for key, _ in page.heads])
+        new = Mark(page.epoch, 0, None)
+        found = [(key, head, marks.get(key, new)) for key, head in page.heads]
+        return [
+            (key, head, mark.sequence)
+            for key, head, mark in found
+            if head > mark.sequence and mark.waits_for in (None, GAP) and mark.epoch == page.epoch
+        ]
 
 
-class _CannotBeTaken(Exception):
-    """The message's own handler refuses it."""
-
-    def __init__(self, message: Message, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.message = message
-        self.cause = cause
+def _raise_first(failures: Sequence[Exception]) -> None:
+    if failures:
+        raise failures[0]

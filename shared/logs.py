@@ -41,6 +41,7 @@ def set_up(service: str, *, log_format: Format = "auto", level: str = "info", st
     out = sys.stderr if stream is None else stream
     handler = _Lines(out)
     handler.setFormatter(_formatter(service, human=log_format == "console" or (log_format == "auto" and out.isatty())))
+    handler.addFilter(_is_news)
     handler.addFilter(RateLimit("aiokafka"))  # 90 errors a second while a broker is away
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _Lines)]:
@@ -107,6 +108,11 @@ class RateLimit(logging.Filter):
 
 class _Lines(logging.StreamHandler[TextIO]):
     """The handler of `set_up`, to be known again by a second call."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Alembic says twice what kind of database it reads whenever somebody asks for readiness; what it does is kept."""
+    return record.name != "alembic.runtime.migration" or str(record.msg).startswith("Running")
 
 
 def _shared() -> list[Processor]:

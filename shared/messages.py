@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from shared import trace_context
 from shared.bus import Delivery, Record
 from shared.event_store import StoredEvent
 
@@ -35,7 +36,10 @@ class Undecodable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A message as a consumer sees it. `type` is `MeetingScheduled`, `version` 1 for `attache.MeetingScheduled.v1`."""
+    """A message as a consumer sees it. `type` is `MeetingScheduled`, `version` 1 for `attache.MeetingScheduled.v1`.
+
+    `traceparent` is a right one (W3C), or None: what is none is as if it were not there.
+    """
 
     id: str
     type: str
@@ -68,7 +72,7 @@ def attributes(event: StoredEvent, service: str, *, openly: bool, epoch: int) ->
         "source": f"/attache/{service}",
         "subject": event.stream,
         "time": event.metadata["occurred_at"],
-        "recordedtime": _rfc3339(event.recorded_at),
+        "recordedtime": rfc3339(event.recorded_at),
         "partitionkey": event.key,
         "sequence": f"{sequence:020d}",
         "correlationid": event.metadata["correlation_id"],
@@ -131,7 +135,7 @@ def read_structured(document: Mapping[str, Any]) -> Message:
             key=_text(document["partitionkey"]),
             sequence=_count(document["sequence"], 2**63),
             epoch=_count(document["epoch"], 2**31),
-            traceparent=document.get("traceparent"),
+            traceparent=trace_context.read(document.get("traceparent")),
             correlation_id=document.get("correlationid"),
             body=document["data"],
         )
@@ -160,5 +164,6 @@ def _instant(value: str) -> datetime:
     return instant
 
 
-def _rfc3339(instant: datetime) -> str:
+def rfc3339(instant: datetime) -> str:
+    """An instant as envelopes have it, in UTC to the microsecond."""
     return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -15,7 +15,9 @@ from shared.bus import Delivery
 from shared.messages import KEY_LENGTH, Message
 
 GAP = "gap"
-"""What a key waits for when a number is missing; any other value is the slug of the failure that parked it."""
+"""What a key waits for when a number is missing; but for `NEW_EPOCH`, another value is the slug of a failure."""
+NEW_EPOCH = "new-epoch"
+"""What a key waits for when the bus told of an epoch that its producer's log has not confirmed yet."""
 KEY_WAITS = "key-waits"
 """The slug of a message that is parked only because one before it is."""
 NOT_APPLIED = "not-applied"
@@ -35,7 +37,7 @@ _PARK = """
 INSERT INTO parked_messages
     (topic, number, "offset", key, sequence, message_id, headers, body, slug, error, attempts)
 SELECT :topic, CAST(:number AS integer), CAST(:offset AS bigint), :key, CAST(:sequence AS bigint), :message_id,
-    CAST(:headers AS jsonb), CAST(:body AS bytea), :slug, :error, 1
+    CAST(:headers AS jsonb), CAST(:body AS bytea), :slug, :error, :attempts
 WHERE NOT EXISTS (
     SELECT FROM parked_messages WHERE topic = :topic AND key = :key AND sequence = CAST(:sequence AS bigint)
 )
@@ -45,8 +47,16 @@ _WAIT_AGAIN = """
 UPDATE parked_messages SET slug = :gap WHERE topic = :topic AND key = :key AND slug = ANY(:parked)
 """
 _PARK_AGAIN = """
-UPDATE parked_messages SET slug = :slug, error = :error, attempts = attempts + 1
-WHERE topic = :topic AND key = :key AND sequence = :sequence
+UPDATE parked_messages SET slug = :slug, error = :error, attempts = greatest(attempts, 1)
+WHERE topic = :topic AND key = :key AND sequence = :sequence AND message_id = :id
+"""
+# what the bus brought under this number is not what the producer's log has there: it never was the key's
+_NOT_THE_KEYS = """
+DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND sequence = :sequence AND message_id <> :id
+"""
+_COUNT = """
+UPDATE parked_messages SET attempts = attempts + 1
+WHERE topic = :topic AND key = :key AND sequence = :sequence AND slug = :gap RETURNING attempts
 """
 
 
@@ -63,6 +73,7 @@ async def park(connection: AsyncConnection, delivery: Delivery, message: Message
         "body": delivery.body,
         "slug": slug,
         "error": _said(error),
+        "attempts": 0 if slug in (GAP, KEY_WAITS) else 1,
     }
     await connection.execute(text(_GIVE_WAY), values)
     await connection.execute(text(_PARK), values)
@@ -74,19 +85,36 @@ async def wait_again(connection: AsyncConnection, topic: str, key: str) -> None:
     await connection.execute(text(_WAIT_AGAIN), values)
 
 
+async def count_attempt(connection: AsyncConnection, topic: str, key: str, sequence: int) -> int:
+    """A message of a key that is being healed is run now: how often that makes, 0 for one that is not parked."""
+    values = {"topic": topic, "key": key, "sequence": sequence, "gap": GAP}
+    return await connection.scalar(text(_COUNT), values) or 0
+
+
+async def drop_parked(connection: AsyncConnection, topic: str, key: str) -> None:
+    """Drop what is parked of a key that is built anew, in the caller's transaction; what is no message stays."""
+    await connection.execute(
+        text("DELETE FROM parked_messages WHERE topic = :topic AND key = :key AND sequence IS NOT NULL"),
+        {"topic": topic, "key": key},
+    )
+
+
 async def park_fetched(connection: AsyncConnection, topic: str, message: Message, error: str) -> None:
     """Keep a message of the producer's log that could not be applied, and let the parked ones of its key wait for it.
 
-    Its bytes are kept where the bus brought it too; else it has no place, and stands in the producer's log alone.
+    Its bytes are kept where the bus brought it too; else it has no place, and stands in the producer's log alone: what
+    it is called is kept.
     """
     values = {
         "topic": topic,
         "key": message.key,
         "sequence": message.sequence,
         "id": message.id,
+        "headers": json.dumps([["ce_type", f"attache.{message.type}.v{message.version}"]]),
         "slug": NOT_APPLIED,
         "error": _said(error),
     }
+    await connection.execute(text(_NOT_THE_KEYS), values)
     await connection.execute(
         text("UPDATE parked_messages SET slug = :waits WHERE topic = :topic AND key = :key AND slug = :gap"),
         {"topic": topic, "key": message.key, "waits": KEY_WAITS, "gap": GAP},
@@ -96,10 +124,19 @@ async def park_fetched(connection: AsyncConnection, topic: str, message: Message
         await connection.execute(
             text(
                 "INSERT INTO parked_messages (topic, key, sequence, message_id, headers, slug, error, attempts) "
-                "VALUES (:topic, :key, :sequence, :id, '[]', :slug, :error, 1)"
+                "VALUES (:topic, :key, :sequence, :id, CAST(:headers AS jsonb), :slug, :error, 1)"
             ),
             values,
         )
+
+
+def header_values(headers: str) -> tuple[tuple[str, bytes], ...]:
+    """The headers of a parked row, which are JSON there, as they came."""
+    return tuple((name, _bytes(value)) for name, value in json.loads(headers))
+
+
+def _bytes(value: Any) -> bytes:
+    return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"])
 
 
 def _header(value: bytes) -> Any:

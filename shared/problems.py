@@ -39,10 +39,13 @@ STATUS: Final[Mapping[str, int]] = {
     "key-reused": 422,
     "internal": 500,
     "store-away": 503,
+    "issuer-away": 503,
 }
 MEDIA_TYPE: Final = "application/problem+json"
-RETRY_AFTER: Final[Mapping[str, int]] = {"not-yet-known": 1, "store-away": 5}
+RETRY_AFTER: Final[Mapping[str, int]] = {"not-yet-known": 1, "store-away": 5, "issuer-away": 10}
 """Seconds: another service's news takes about one, a database a few."""
+FULL: Final = "the database's disk is full, so nothing was done: make room there, and try again"
+"""What `store-away` says where the operator has something to do."""
 ERRORS_SHOWN: Final = 50
 """A body of 256 KiB can be wrong in thousands of places; nobody reads past these."""
 

@@ -14,12 +14,15 @@ from uuid import UUID
 
 from sqlalchemy import Table, delete, select, text
 from sqlalchemy.dialects.postgresql import Insert, insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.command import Changed, Kind
 from shared.database import driver_of
 from shared.errors import NotFound
 from shared.event_store import EventStore
+
+TOGETHER = 500
+"""How many rows a rebuild writes at a time: no more of the past is held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,14 @@ class ReadModels:
             if rows:
                 await connection.execute(model.put, rows)
 
-    async def trip_of(self, connection: AsyncConnection, kind: str, thing: UUID) -> UUID:
-        """The trip to which a thing belongs; it never changes. Raises `NotFound`."""
+    async def trip_of(self, engine: AsyncEngine, kind: str, thing: UUID) -> UUID:
+        """The trip to which a thing belongs; it never changes, so it is asked for before the command's transaction.
+
+        Raises `NotFound`.
+        """
         table = self.by_kind[kind].table
-        found: UUID | None = await connection.scalar(select(table.c.trip).where(table.c.id == thing))
+        async with engine.connect() as connection:
+            found: UUID | None = await connection.scalar(select(table.c.trip).where(table.c.id == thing))
         if found is None:
             raise NotFound(f"there is no {kind} {thing}")
         return found
@@ -81,9 +88,12 @@ class ReadModels:
             await connection.execute(delete(model.table))
         count = 0
         for model in self.by_kind.values():
+            rows: list[dict[str, Any]] = []
             async for state in self._states(connection, model.kind):
-                await connection.execute(model.put, model.row(state))
-                count += 1
+                rows.append(model.row(state))
+                if len(rows) == TOGETHER:
+                    count += await _put(connection, model, rows)
+            count += await _put(connection, model, rows)
         return count
 
     async def drift(self, connection: AsyncConnection) -> AsyncIterator[str]:
@@ -117,6 +127,15 @@ class ReadModels:
             state = kind.evolve(state, self.store.codec.decode(row["type"], row["data"]))
         if stream is not None:
             yield state
+
+
+async def _put(connection: AsyncConnection, model: ReadModel, rows: list[dict[str, Any]]) -> int:
+    """Write what was gathered, and let it go; returns how many rows there were."""
+    written = len(rows)
+    if rows:
+        await connection.execute(model.put, rows)
+        rows.clear()
+    return written
 
 
 def _column(value: object) -> object:

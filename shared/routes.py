@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from shared.call import Call, needs, reads
 from shared.command import Answer, Desk
-from shared.http import Call, answer, needs, reads
+from shared.http import answer
 
 
 async def _desk_of(request: Request) -> Desk:

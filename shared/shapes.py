@@ -104,8 +104,8 @@ class Body(BaseModel):
         """Every field by name, as values of the trade; `without` are fields that the command does not have."""
         return {name: _value(getattr(self, name)) for name in type(self).model_fields if name not in without}
 
-    def changes(self, *without: str) -> dict[str, Any]:
-        """The fields that were sent: what is absent stays as it is."""
+    def changes(self, *without: str) -> Any:
+        """The fields that were sent, as the patch that the command takes: what is absent stays as it is."""
         return {name: _value(getattr(self, name)) for name in self.model_fields_set if name not in without}
 
 

@@ -82,12 +82,21 @@ def _consumer(metadata: MetaData) -> None:
         Column("behind", Boolean, nullable=False),
     )
     Table(
+        "consumer_epochs",
+        metadata,
+        Column("topic", Text, primary_key=True),
+        Column("epoch", Integer, nullable=False),
+    )
+    Table(
         "consumer_marks",
         metadata,
         Column("topic", Text, primary_key=True),
         Column("key", Text, primary_key=True),
         Column("sequence", BigInteger, nullable=False),
         Column("waits_for", Text),
+        # the default is for a program of the last release that still runs while the next one starts
+        Column("epoch", Integer, nullable=False, server_default=text("1")),
+        Index("consumer_marks_epoch", "topic", "epoch"),
         Index("consumer_marks_waiting", "topic", "key", postgresql_where=text("waits_for IS NOT NULL")),
     )
     _parked(metadata)
@@ -137,6 +146,26 @@ def _parked(metadata: MetaData) -> None:
         Column("announced_at", DateTime(timezone=True)),
         UniqueConstraint("topic", "number", "offset", name="parked_messages_place"),
         Index("parked_messages_key", "topic", "key", "sequence"),
+    )
+    Table(
+        "dropped_messages",
+        metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column("topic", Text, nullable=False),
+        Column("key", Text, nullable=False),
+        # none of these is known of a record that nobody could read; where it stood is known of that alone
+        Column("sequence", BigInteger),
+        Column("message_id", Text),
+        Column("type", Text),
+        Column("number", Integer),
+        Column("offset", BigInteger),
+        Column("slug", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("parked_at", DateTime(timezone=True), nullable=False),
+        Column("dropped_by", Text, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("dropped_at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
+        Index("dropped_messages_key", "topic", "key"),
     )
 
 
@@ -205,3 +234,23 @@ def create_consumer_1() -> None:
             CONSTRAINT parked_messages_place UNIQUE (topic, number, "offset")
         )""")
     op.execute("CREATE INDEX parked_messages_key ON parked_messages (topic, key, sequence)")
+
+
+def add_epochs_2() -> None:
+    """Of which epoch of its producer each mark is, and the highest that each producer's log has told."""
+    op.execute("CREATE TABLE consumer_epochs (topic text PRIMARY KEY, epoch integer NOT NULL)")
+    op.execute("ALTER TABLE consumer_marks ADD COLUMN epoch integer NOT NULL DEFAULT 1")
+    op.execute("CREATE INDEX consumer_marks_epoch ON consumer_marks (topic, epoch)")
+
+
+def add_dropped_3() -> None:
+    """Which messages an operator has dropped for good, who it was and why."""
+    op.execute("""
+        CREATE TABLE dropped_messages (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            topic text NOT NULL, key text NOT NULL, sequence bigint, message_id text, type text,
+            number integer, "offset" bigint, slug text NOT NULL, attempts integer NOT NULL,
+            parked_at timestamptz NOT NULL, dropped_by text NOT NULL, reason text NOT NULL,
+            dropped_at timestamptz NOT NULL DEFAULT clock_timestamp()
+        )""")
+    op.execute("CREATE INDEX dropped_messages_key ON dropped_messages (topic, key)")

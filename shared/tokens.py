@@ -80,6 +80,26 @@ class TokenFile:
             _LOG.info("tokens.read", path=str(self._path), callers=len(self._callers))
 
 
+def callers_of(path: Path) -> TokenFile:
+    """A token file as it stands. Raises WrongToken for one that cannot be read, is broken or names nobody."""
+    try:
+        callers = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WrongToken(f"{path}: {_said(error)}") from None
+    if not callers:
+        raise WrongToken(f"{path}: the token file is empty: nobody could call")
+    return TokenFile(path)
+
+
+def scopes_in(path: Path) -> frozenset[str]:
+    """All scopes that somebody in a token file holds. Raises WrongToken for a file that cannot be read or is broken."""
+    try:
+        callers = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WrongToken(f"{path}: {_said(error)}") from None
+    return frozenset(scope for caller in callers.values() for scope in caller.scopes)
+
+
 def add_token(path: Path, name: str, scopes: Collection[str]) -> str:
     """Writes a new token's hash to the file (made with mode 0600) and gives its secret, which is stored nowhere.
 

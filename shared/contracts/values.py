@@ -1,12 +1,13 @@
 """What messages are made of, whatever they tell: absence, audiences, times, and values that later versions may extend.
 
-Every model is frozen, forbids what it does not declare (`contracts.read` ignores it) and dumps by alias.
+Every model is frozen, forbids what it does not declare (`bodies.read` ignores it) and dumps by alias.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
+from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, NaiveDatetime
 from pydantic_core import CoreSchema
@@ -53,6 +54,7 @@ WallTime = Annotated[
 Instant = Annotated[AwareDatetime, AfterValidator(_utc), Field(examples=["2023-11-07T09:25:00Z"])]
 Duration = Annotated[timedelta, Field(examples=["PT45M"])]
 Zone = Annotated[str, Field(description="an IANA name", examples=["Asia/Tokyo"])]
+Tz = Annotated[str, Field(description="the release of the IANA database that derived the instants", examples=["2023c"])]
 Degrees = Annotated[
     tuple[float, float],
     Field(
@@ -93,6 +95,14 @@ class Value(BaseModel):
             if isinstance(part := getattr(self, name), Value)
             for inner in part.missing()
         ]
+
+
+class Message(Value):
+    """A body. Every one names its trip."""
+
+    VERSION: ClassVar[int] = 1
+
+    trip: UUID
 
 
 def is_internal(extra: object) -> bool:
