@@ -1,6 +1,7 @@
-"""`python -m services up | token`: what is started by people, for all services together."""
+"""`python -m services up | token | migrate | topics | demo | doctor | restored`: what is started for all services."""
 
 import argparse
+import importlib
 import io
 import signal
 import sys
@@ -20,13 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of places in a terminal of another alphabet
     parsed = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = parsed.run
+    chosen: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return run(parsed)
+        return chosen(parsed)
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
-        return 0 if run is _up else 130  # for what runs until it is told to stop, that is the way it ends
+        return 0 if chosen is _up else 130  # for what runs until it is told to stop, that is the way it ends
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +52,67 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("scopes", nargs="+", metavar="scope", help=", ".join(sorted(SCOPES)))
     token.add_argument("--file", type=Path, default=Path("tokens"), help="the token file (TOKENS_FILE)")
     token.set_defaults(run=_token)
+    for name, text in {
+        "migrate": "bring the three databases to this program's schema",
+        "topics": "make the topics on the bus, and refuse ones that differ from this program's",
+    }.items():
+        commands.add_parser(name, help=text).set_defaults(run=_job(name))
+    look = commands.add_parser("doctor", help="look at everything, change nothing: 0 well, 1 warnings, 2 failures")
+    look.add_argument("--data", type=_folder, help="the folder of make run; without it the environment says")
+    look.add_argument("--json", action="store_true", help="for machines")
+    look.set_defaults(run=_doctor)
+    _add_demo(commands.add_parser("demo", help="load the demo trip into running services and print its feeds"))
+    restored = commands.add_parser("restored", help="the databases were put back to an earlier point: tell all anew")
+    restored.add_argument("--above", default="0", help="an epoch that is known to have been published")
+    restored.add_argument(
+        "--nothing-lost",
+        action="store_true",
+        help="no calendar saw anything later: feeds keep every byte (else each SEQUENCE goes above all that was seen)",
+    )
+    restored.set_defaults(run=_restored)
     return parser
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--base", default="http://127.0.0.1:8080", help="where the services answer (%(default)s)")
+    demo.add_argument("--public", help="the address that is printed (the same)")
+    demo.add_argument("--token-file", type=Path, required=True, help="a file that holds a planner's token")
+    demo.add_argument("--kept", type=Path, required=True, help="a file that keeps what the load has to know again")
+    demo.add_argument("--json", action="store_true", help="what scripts want to know, alone on standard output")
+    demo.set_defaults(run=_demo)
+
+
+def _job(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(_: argparse.Namespace) -> int:
+        try:
+            getattr(importlib.import_module("services.jobs"), name)()  # loaded only for these: it takes a second
+        except CannotGoOn as error:
+            return _fail(f"{name}: {error}")
+        return 0
+
+    return run
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from services.doctor.looks import COULD_NOT_LOOK, doctor
+
+    try:
+        return doctor(parsed.data, as_json=parsed.json)
+    except CannotGoOn as error:
+        _fail(f"doctor: {error}")
+    return COULD_NOT_LOOK
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from services.demo.job import Demo, load_demo
+
+    public = (parsed.public or parsed.base).rstrip("/")
+    demo = Demo(base=parsed.base, public=public, token_file=parsed.token_file, kept=parsed.kept, as_json=parsed.json)
+    try:
+        load_demo(demo)
+    except CannotGoOn as error:
+        return _fail(f"demo: {error}")
+    return 0
 
 
 def _port(text: str) -> int:
@@ -82,6 +143,17 @@ def _token(parsed: argparse.Namespace) -> int:
     except WrongToken as error:
         return _fail(str(error))
     return 0
+
+
+def _restored(parsed: argparse.Namespace) -> int:
+    """Of each service in turn, whatever becomes of the others; they may have been put back to different points."""
+    codes: list[int] = []
+    # the epoch of notifications is what no calendar may have seen anything above; nobody else asks for it
+    told = ("schedule", "participants", *(() if parsed.nothing_lost else ("notifications",)))
+    for name in told:
+        service = importlib.import_module(f"services.{name}.__main__")  # loaded only for this: it takes a second
+        codes.append(service.run(service.PROGRAM, ["restored", "--above", parsed.above]))
+    return max(codes)
 
 
 def _fail(line: str) -> int:

@@ -42,6 +42,8 @@ SETTINGS = MappingProxyType(
 NO_SPACE = "No space left on device"
 PASSES = ("lock file", "pre-existing shared memory", "Address already in use")
 """Why a start fails that will soon succeed: the zombie of a killed server counts as running for a second or two."""
+PAUSE = 0.2
+"""Seconds until a start is tried again. There is none that would be cut off before it can say why it fails."""
 
 
 class EmbeddedPostgres:
@@ -78,9 +80,10 @@ class EmbeddedPostgres:
             self._lock = self._lock or _locked(self._base, time.monotonic() + patience)
 
     def start(self) -> None:
-        """Start the server with all its roles and databases, each made where it lacks."""
+        """Start the server with all its roles and databases, each made where it lacks; one that runs is restarted."""
         self.claim()
         try:
+            self._end(patience=30)  # until a dead one is waited for, it is a zombie that holds its lock file
             with _readable(self._base):
                 account = account_for(self._data)
                 clear_leftovers(self._data)
@@ -119,15 +122,7 @@ class EmbeddedPostgres:
 
     def stop(self, patience: float = 30) -> None:
         """Stop the server (connections are cut, what was committed is kept) and let go of the folder."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(patience)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-                clear_leftovers(self._data)
-            self._process = None
+        self._end(patience)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -140,6 +135,18 @@ class EmbeddedPostgres:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _end(self, patience: float) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            clear_leftovers(self._data)
+        self._process = None
 
     def _check(self, account: Account) -> None:
         made_by, ours = (self._data / "PG_VERSION").read_text().strip(), version(account)
@@ -191,9 +198,9 @@ class EmbeddedPostgres:
                     return
                 time.sleep(0.02)
             output = self._log.read_text(errors="replace")
-            if time.monotonic() > end or not any(text in output for text in PASSES):
+            if time.monotonic() + PAUSE > end or not any(text in output for text in PASSES):
                 raise CannotStart(_reason("PostgreSQL did not start", output, self._log))
-            time.sleep(0.2)
+            time.sleep(PAUSE)
 
     def _spawn(self, account: Account) -> "subprocess.Popen[bytes]":
         command: list[str | Path] = [

@@ -20,9 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.data_folder import tokens, write_secret
+from services.demo.job import listed
 from services.demo.load_file import Loaded, LoadFile, LoadFileWrong
 from services.demo.player import LoadStopped, api_client, play
 from services.demo.progress import Progress
+from services.demo.settled import NotSettled, wait_until_settled
 from services.demo.trip_fields import TripFileWrong
 from services.demo.trip_file import DEMO, Step, read_trip_file
 from services.embedded import CannotStart, EmbeddedPostgres
@@ -37,29 +39,28 @@ from services.schedule.settings import ScheduleSettings
 from services.stopping import Signals
 from services.surroundings import CannotGoOn, explained, kafka_bootstrap, line_of, say
 from shared.logs import set_up
-from shared.migrations import upgrade
-from shared.settings import Settings, WrongSetting, load
+from shared.migrations import BUS_MIGRATIONS, upgrade
+from shared.settings import ROLES, Settings, WrongSetting, load
 from shared.tokens import WrongToken
 
 MIGRATIONS = {
     "schedule": "services/schedule/migrations",
     "participants": "services/participants/migrations",
     "notifications": "services/notifications/migrations",
-    "bus": "shared/bus_migrations",
+    "bus": BUS_MIGRATIONS,
 }
 SERVICES: Final[Mapping[str, tuple[type[Settings], Callable[[Any], FastAPI]]]] = {
     "schedule": (ScheduleSettings, schedule_app),
     "participants": (ParticipantsSettings, participants_app),
     "notifications": (NotificationsSettings, notifications_app),
 }
-READY_SECONDS = 120.0
 GRACE_SECONDS = 10
 PACE_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 
 log = structlog.get_logger()
 
-READABLE = (WrongSetting, WrongToken, LoadStopped, LoadFileWrong, TripFileWrong)
+READABLE = (WrongSetting, WrongToken, LoadStopped, LoadFileWrong, TripFileWrong, NotSettled)
 """What can go wrong with a reason that a person can remove: each one's text is one line."""
 
 
@@ -88,6 +89,7 @@ class Start:
         common = {
             "host": "127.0.0.1",
             "port": self.listening.getsockname()[1],
+            "roles": ROLES,
             "bus": self.bus,
             "bus_url": self.postgres.url("bus"),
             "kafka_bootstrap": kafka_bootstrap(),
@@ -177,39 +179,19 @@ async def _present(start: Start, front: Front, client: httpx.AsyncClient) -> Non
         if start.play:
             say(
                 "\n".join(
-                    ["what was planned is in these feeds; what happened follows, a step a second:", *_listed(loaded)]
+                    ["what was planned is in these feeds; what happened follows, a step a second:", *listed(loaded)]
                 )
             )
 
     pace = PACE_SECONDS if start.play else 0.0
     loaded = (await play(trip_file, client, kept, pace=pace, watch=watch, planned=planned)).under(start.base)
-    await wait_until_settled(client)
+    await wait_until_settled(client, SERVICES)
     await front.shelved()
     show(loaded)
     front.state.ready = True
     told = {"base": start.base, "token": start.token, **loaded.as_json()}
     write_secret(start.run_file, json.dumps(told, indent=2, ensure_ascii=False))
     _print(start.base, loaded)
-
-
-async def wait_until_settled(client: httpx.AsyncClient) -> None:
-    """Until nothing is unpublished, unheard or unrendered in any service. Raises `CannotStart` after two minutes."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(READY_SECONDS):
-            # twice: what one service has to do is counted before what the next one has still to hear
-            while not (await _settled(client) and await _settled(client)):
-                await asyncio.sleep(0.1)
-            return
-    raise CannotStart("the feeds did not become ready in two minutes; services.log in the data folder says why")
-
-
-async def _settled(client: httpx.AsyncClient) -> bool:
-    for service in SERVICES:
-        report = (await client.get(f"/{service}/readyz")).json()
-        behind = [report.get(name) for name in ("unpublished", "unheard", "catching_up", "waiting")]
-        if not report["ready"] or any(number is None or number > 0 for number in behind):
-            return False
-    return True
 
 
 class _Server(uvicorn.Server):
@@ -236,11 +218,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return _server_config(None).get_loop_factory()
 
 
-def _listed(loaded: Loaded) -> list[str]:
-    return [line for feed in loaded.feeds for line in (f"  {feed.delegation} ({feed.level})", f"    {feed.url}")]
-
-
 def _print(base: str, loaded: Loaded) -> None:
-    lines = [f"\nAttaché is ready at {base}/", "\nFeeds:", *_listed(loaded), "\nAPIs:"]
+    lines = [f"\nAttaché is ready at {base}/", "\nFeeds:", *listed(loaded), "\nAPIs:"]
     lines += [f"  {base}/{name}/docs" for name in SERVICES]
     print("\n".join([*lines, "\nStop with Ctrl-C."]), flush=True)

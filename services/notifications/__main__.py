@@ -1,4 +1,4 @@
-"""`python -m services.notifications serve | migrate | rebuild | verify`."""
+"""`python -m services.notifications serve | migrate | rebuild | verify | redrive | restored`."""
 
 import sys
 

@@ -14,9 +14,10 @@ from services.notifications import shapes, tables
 from services.notifications.feed_link import Command, FeedLink, IssueFeedLink, RevokeFeedLink, RotateFeedLink, decide
 from services.notifications.projections import FEED_LINK, audience_of
 from services.notifications.shelf import Shelf
+from shared.call import Call, needs
 from shared.command import Answer, Desk, Transaction, answer_with, etag_of
 from shared.errors import LevelNotAllowed, NotFound
-from shared.http import Call, answer, needs
+from shared.http import answer
 from shared.openapi import COMMAND, QUERY, problems
 from shared.queries import Cursor, Limit, list_things
 from shared.routes import At, Reader, response
@@ -127,7 +128,7 @@ documented = APIRouter(tags=["feeds"])
     responses={
         200: {"content": {"text/calendar": {"example": "BEGIN:VCALENDAR"}}},
         304: {"description": "The client has these bytes already (If-None-Match, If-Modified-Since)."},
-        **problems("not-found", "method-not-allowed"),
+        **problems("not-found", "method-not-allowed", "store-away"),
         410: {"description": "The link ended more than 30 days ago.", **problems("not-found")[404]},
     },
 )
@@ -162,7 +163,7 @@ async def _execute(
             return answer_with(FEED_LINK, state)
         return _with_address(state, f"{request.app.state.public_url}/feeds/{secret}.ics", 201 if issued else 200)
 
-    given = await desk.execute(call, trip, act)
+    given = await desk.execute(call, trip, act, name=type(command).__name__)
     await _take_effect(request.app.state.shelf, secret)
     return response(given, f"/notifications/feed-links/{command.feed_link}")
 

@@ -6,7 +6,7 @@ since nothing else makes all clients clear what they hold (RFC 5545 has no word 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.notifications.feed import empty_calendar
 from services.notifications.feed_answers import (
@@ -28,12 +28,15 @@ from services.notifications.feed_answers import (
     sized,
 )
 from services.notifications.feed_link import ends_at, standing
+from services.notifications.metrics import FeedAnswers
 from services.notifications.shelf import Card, Shelf
-from shared.errors import NotFound
+from shared.errors import NotFound, StoreAway
 from shared.problems import problem, unrouted_problem
+from shared.tracing import OFF, Tracing
 
 PREFIX = "/feeds/"
 ROBOTS = "/robots.txt"
+ROUTE = "/feeds/{secret}.ics"
 FIRST_BODY_SECONDS = 5.0
 UNKNOWN_SECONDS = 1.0
 """A link may have been issued a moment ago on another replica: nobody is told 404 before one more look."""
@@ -91,11 +94,16 @@ class FeedDoor:
         *,
         shelf: Shelf,
         fetches: Fetches,
+        answered: FeedAnswers,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        tracing: Tracing = OFF,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._shelf = shelf
         self._fetches = fetches
+        self._answered = answered
+        self._counts = answered.by_status
         self._clock = clock
         self._empty = empty_calendar()
         self._empty_etag = sha256(self._empty).hexdigest()[:32]
@@ -109,10 +117,27 @@ class FeedDoor:
         else:
             await self._app(scope, receive, send)
             return
-        if scope["method"] in _METHODS:
-            await answer(scope, send)
-        else:
-            await _refuse(scope, send, _NO_METHOD)
+        if scope["method"] not in _METHODS:
+            await self._refuse(scope, send, _NO_METHOD)
+            return
+        try:
+            await (self._traced(answer, scope, send) if self._tracing.on else answer(scope, send))
+        except Exception:
+            self._counts[500] += 1
+            raise
+
+    async def _traced(self, answer: Callable[[Scope, Send], Awaitable[None]], scope: Scope, send: Send) -> None:
+        """Named by its template alone, since the address is a secret; whoever asks begins a trace of his own."""
+        status = 0
+
+        async def sender(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        with self._tracing.request(scope["method"], None) as span:
+            await answer(scope, sender)
+            span.answered(ROUTE if answer == self._get else ROBOTS, status)
 
     async def _get(self, scope: Scope, send: Send) -> None:
         name = scope["path"][len(PREFIX) :]
@@ -120,11 +145,12 @@ class FeedDoor:
         secret_hash = sha256(name[:-4].encode()).hexdigest() if _SECRET.fullmatch(name) else ""
         card = self._shelf.card(secret_hash)
         if card is None:
-            await self._shelf.look_again(UNKNOWN_SECONDS)
+            looked = await self._shelf.look_again(UNKNOWN_SECONDS)
             card = self._shelf.card(secret_hash)
-        if card is None:
-            await _refuse(scope, send, _UNKNOWN)
-            return
+            if card is None:
+                # issued a moment ago by another replica, perhaps: a client may take a 404 for the feed's end
+                await self._refuse(scope, send, _UNKNOWN if looked else _UNCERTAIN)
+                return
         now = self._clock()
         match standing(card.link, secret_hash, now):
             case "live":
@@ -132,21 +158,26 @@ class FeedDoor:
             case "empty":
                 await self._ended(scope, send, ends_at(card.link, secret_hash))
             case "gone":
-                await _refuse(scope, send, _GONE)
+                await self._refuse(scope, send, _GONE)
 
     async def _live(self, scope: Scope, send: Send, card: Card, now: datetime) -> None:
         audience = card.audience
         body = self._shelf.body(audience) or await self._shelf.body_within(audience, FIRST_BODY_SECONDS)
         if body is None:
             # the first rendering is late; an empty calendar without validators is replaced at the next fetch
+            self._answered.unrendered += 1
+            self._counts[200] += 1
             await _send(scope, send, 200, sized(CALENDAR, len(self._empty)), self._empty)
             return
         request = asked(scope["headers"])
         self._fetches.note(card.link.id, client_family(request.agent), body.version, now)
         made = body.answers
         if request.has(made):
+            self._counts[304] += 1
             await _send(scope, send, 304, made.unchanged_gzip if request.gzip else made.unchanged, b"")
-        elif request.gzip:
+            return
+        self._counts[200] += 1
+        if request.gzip:
             await _send(scope, send, 200, made.whole_gzip, body.compressed)
         else:
             await _send(scope, send, 200, made.whole, self._shelf.plain(audience, body))
@@ -159,23 +190,27 @@ class FeedDoor:
         made = answers(self._empty_etag, ended, len(self._empty), 0)
         request = asked(scope["headers"])
         if request.none_match and request.has(made):
+            self._counts[304] += 1
             await _send(scope, send, 304, made.unchanged, b"")
         else:
+            self._counts[200] += 1
             await _send(scope, send, 200, made.whole, self._empty)
 
     async def _robots(self, scope: Scope, send: Send) -> None:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"public, max-age=3600")]
         await _send(scope, send, 200, sized(headers, len(_ROBOTS_TEXT)), _ROBOTS_TEXT)
 
+    async def _refuse(self, scope: Scope, send: Send, refused: Response) -> None:
+        # never the address: who has a dead one may have a live one
+        log.info("feed.refused", status=refused.status_code)
+        self._counts[refused.status_code] += 1
+        await _send(scope, send, refused.status_code, [*refused.raw_headers, *COMMON], bytes(refused.body))
+
 
 _UNKNOWN = problem(NotFound("There is no such feed."))
+_UNCERTAIN = problem(StoreAway("Whether there is such a feed cannot be told just now; try again."))
 _GONE = problem(NotFound("This feed has ended."), status=410)
 _NO_METHOD = unrouted_problem(HTTPException(405, headers={"Allow": "GET, HEAD"}))
-
-
-async def _refuse(scope: Scope, send: Send, refused: Response) -> None:
-    log.info("feed.refused", status=refused.status_code)  # never the address: who has a dead one may have a live one
-    await _send(scope, send, refused.status_code, [*refused.raw_headers, *COMMON], bytes(refused.body))
 
 
 async def _send(scope: Scope, send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -6,30 +6,32 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
-from fastapi.telemetry import TelemetryConfig
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.notifications import api, projections, published, reactions
 from services.notifications.feeds import FeedDoor, Fetches
+from services.notifications.metrics import FeedAnswers
 from services.notifications.renderer import Renderer
 from services.notifications.rendering import renderer_id
 from services.notifications.settings import NotificationsSettings
 from services.notifications.shelf import Shelf
-from services.notifications.upkeep import forget_old_bodies, write_down, write_fetches
+from services.notifications.upkeep import (
+    RENDER_ALL,
+    follow_epoch,
+    forget_old_bodies,
+    write_down,
+    write_fetches,
+)
 from shared import contracts
 from shared.bus import Bus
-from shared.bus_choice import make_bus, topic_like
 from shared.database import make_engine
-from shared.http import install
-from shared.service import Service, make_service
-from shared.tokens import TokenFile
+from shared.service import Service
+from shared.wiring import Footing, footing_of, make_app, make_service
 
 NAME = "notifications"
 MIGRATIONS = "services/notifications/migrations"
 FEEDS_CONNECTIONS = 4
-NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
-"""The framework's spans would carry each request's path, and with it the secrets of feeds."""
 
 
 class Instance:
@@ -40,11 +42,12 @@ class Instance:
     async def settle(self, engine: AsyncEngine, domain: str, renderer: str) -> None:
         """Keep the domain that the first start named, whatever this one names.
 
-        Where another program or other tz data rendered last, everything is rendered anew: the state alone is to tell
-        the bytes, and not which program was there when it last changed.
+        Where another program or other tz data rendered last, or this database was at another epoch, everything is
+        rendered anew: the state alone is to tell the bytes, and not what was there when it last changed.
         """
-        given = {"domain": domain, "renderer": renderer}
         async with engine.begin() as connection:
+            epoch = await connection.scalar(text("SELECT epoch FROM relay_cursor"))
+            given = {"domain": domain, "renderer": f"{renderer}/{epoch}"}
             await connection.execute(
                 text("INSERT INTO instance VALUES (true, :domain, :renderer) ON CONFLICT DO NOTHING"), given
             )
@@ -52,7 +55,7 @@ class Instance:
                 text("UPDATE instance SET renderer = :renderer WHERE renderer <> :renderer"), given
             )
             if moved.rowcount:
-                await connection.execute(text("INSERT INTO marks (trip) SELECT DISTINCT trip FROM audiences"))
+                await connection.execute(RENDER_ALL)
             self.domain = await connection.scalar(text("SELECT domain FROM instance")) or domain
 
 
@@ -67,63 +70,61 @@ def create_app(
     `clock` tells which links are live when a feed is asked for.
     """
     zoneinfo.reset_tzpath(())
-    url = settings.database_url.get_secret_value()
-    engine = make_engine(url, name=NAME)
+    footing = footing_of(settings, NAME, bus=bus)
     # connections of their own: a revocation holds within a second also while commands wait for theirs
+    url = settings.database_url.get_secret_value()
     feeds_engine = make_engine(url, name=f"{NAME}-feeds", pool_size=FEEDS_CONNECTIONS)
     instance, shelf, fetches = Instance(), Shelf(feeds_engine, clock=clock), Fetches()
-    renderer = Renderer(engine=feeds_engine, domain=lambda: instance.domain, rendered=shelf.wake)
-    service = _service(settings, engine, bus, shelf, renderer)
-    service.waiting = renderer.waiting
+    answered, serves = FeedAnswers(), "api" in settings.roles
+    renderer = Renderer(
+        engine=feeds_engine, domain=lambda: instance.domain, rendered=shelf.wake, tracing=footing.tracing
+    )
+    service = _service(settings, footing, shelf, renderer)
+    service.readiness.waiting = renderer.waiting
+    service.readiness.pools["feeds"] = feeds_engine
+    service.metrics += [renderer.progress.metrics, *([answered.metrics, shelf.metrics] if serves else [])]
     service.extra |= {
         "renderer": renderer.run,
-        "shelf": shelf.run,
-        "fetches": lambda: write_fetches(feeds_engine, fetches),
         "bodies": lambda: forget_old_bodies(feeds_engine, settings.bodies_kept_days),
+        "stamps": lambda: follow_epoch(feeds_engine),
     }
+    service.serving |= {"shelf": shelf.run, "fetches": lambda: write_fetches(feeds_engine, fetches)}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(feeds_engine.dispose)
-            await instance.settle(engine, settings.domain, renderer_id())
-            await shelf.fill()
+            await instance.settle(footing.engine, settings.domain, renderer_id())
+            if serves:
+                await shelf.fill()
             stack.push_async_callback(write_down, feeds_engine, fetches)
             await stack.enter_async_context(service.running())
             yield
 
-    app = FastAPI(
-        title="Attaché: notifications",
+    app = make_app(
+        service,
+        settings,
+        api.router,
+        api.documented,
         description="Feed links, and the feeds behind them.",
-        openapi_url=None,
         lifespan=lifespan,
-        telemetry=NO_TELEMETRY,
     )
-    app.state.tokens = TokenFile(settings.tokens_file)
-    app.state.service = service
-    app.state.desk = service.desk
     app.state.shelf = shelf
     app.state.public_url = settings.public_url
-    install(app, service=NAME)
-    app.include_router(api.router)
-    app.include_router(api.documented)
-    app.include_router(service.router())
-    app.add_middleware(FeedDoor, shelf=shelf, fetches=fetches, clock=clock)  # added last, so it stands outermost
+    if serves:
+        # added last, so it stands outermost
+        app.add_middleware(
+            FeedDoor, shelf=shelf, fetches=fetches, answered=answered, clock=clock, tracing=footing.tracing
+        )
     return app
 
 
-def _service(
-    settings: NotificationsSettings,
-    engine: AsyncEngine,
-    bus: Bus | None,
-    shelf: Shelf,
-    renderer: Renderer,
-) -> Service:
+def _service(settings: NotificationsSettings, footing: Footing, shelf: Shelf, renderer: Renderer) -> Service:
     return make_service(
+        footing,
         name=NAME,
-        engine=engine,
+        migrations=MIGRATIONS,
         store=projections.STORE,
-        bus=bus or make_bus(settings, NAME),
         project=projections.project,
         openly=published.is_open,
         body_of=published.body,
@@ -131,10 +132,11 @@ def _service(
             "schedule": reactions.apply_of(contracts.SCHEDULE),
             "participants": reactions.apply_of(contracts.PARTICIPANTS),
         },
+        anew={
+            "schedule": reactions.anew_of(reactions.SCHEDULE),
+            "participants": reactions.anew_of(reactions.PARTICIPANTS),
+        },
         bases={"schedule": settings.schedule_url, "participants": settings.participants_url},
-        token=settings.service_token.get_secret_value(),
-        topic=topic_like(settings),
-        migrations=MIGRATIONS,
         applied=renderer.wake,
         committed=[shelf.wake, renderer.wake],
     )

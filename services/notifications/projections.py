@@ -13,11 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.notifications import feed_link, shapes, tables
 from services.notifications.feed_link import Audience, FeedLink
+from services.notifications.reactions import PARTICIPANTS, SCHEDULE
 from services.notifications.shelf import LINK
+from services.notifications.upkeep import RENDER_ALL
 from shared.command import Changed, Kind
 from shared.database import driver_of
 from shared.errors import Invalid, NotYetKnown, WrongState
 from shared.event_store import Codec, EventStore
+from shared.messages import topic_of
+from shared.rebuilding import build_all_anew
 
 
 def shown(link: FeedLink) -> dict[str, Any]:
@@ -30,6 +34,9 @@ FEED_LINK = Kind(name=feed_link.NAME, evolve=feed_link.evolve, show=shown)
 
 STORE = EventStore(Codec(feed_link.EVENTS))
 
+TOLD_ON = {topic_of("schedule", openly=False): SCHEDULE, topic_of("participants", openly=False): PARTICIPANTS}
+"""The kinds of things by the topic that tells of them."""
+
 ENDS = ("departs_at", "arrives_at", "ends_at")
 
 
@@ -40,7 +47,7 @@ async def project(connection: AsyncConnection, changed: Sequence[Changed[Any]]) 
         row = {
             "id": link.id,
             "trip": link.trip,
-            "audience": await _audience(connection, link),
+            "audience": await _audience(connection, link, change.traceparent),
             "expires_at": link.expires_at,
             "revision": link.revision,
             "thing": shown(link),
@@ -51,7 +58,7 @@ async def project(connection: AsyncConnection, changed: Sequence[Changed[Any]]) 
         )
 
 
-async def _audience(connection: AsyncConnection, link: FeedLink) -> UUID:
+async def _audience(connection: AsyncConnection, link: FeedLink, traceparent: str | None) -> UUID:
     values = {
         "trip": link.trip,
         "delegation": link.delegation,
@@ -73,7 +80,7 @@ async def _audience(connection: AsyncConnection, link: FeedLink) -> UUID:
         ),
         values,
     )
-    await connection.execute(tables.marks.insert().values(trip=link.trip))
+    await connection.execute(tables.marks.insert().values(trip=link.trip, traceparent=traceparent))
     return made
 
 
@@ -118,21 +125,24 @@ async def _last_end(driver: Any, trip: UUID) -> datetime | None:
 
 
 async def rebuild(connection: AsyncConnection) -> int:
-    """Forget the picture and hear everything anew; feeds serve their last bodies until it is whole again.
+    """Let every trip's picture be built anew from the producers' logs by who serves; returns how many links were.
 
-    Links, revisions and bodies are this service's own facts and stay. Returns how many links were folded anew.
+    What is there is replaced trip by trip, and feeds serve their last bodies until then: so each thing's SEQUENCE is
+    known when its successor comes, which may be told in fewer messages. Links, revisions and bodies are this service's
+    own facts and stay.
     """
-    # in the order in which a consumer's transaction comes by them, so that the two wait and never deadlock
-    tables_in_order = "consumer_offsets, consumer_marks, parked_messages, things, feed_links"
-    await connection.execute(text(f"LOCK TABLE {tables_in_order} IN EXCLUSIVE MODE"))
-    await connection.execute(text("DELETE FROM things"))
-    await connection.execute(text("DELETE FROM consumer_marks"))
-    await connection.execute(text("DELETE FROM parked_messages"))
-    await connection.execute(text("UPDATE consumer_offsets SET behind = true, next_offset = 0 WHERE next_offset > 0"))
-    await connection.execute(text("INSERT INTO marks (trip) SELECT DISTINCT trip FROM audiences"))
+    await build_all_anew(connection, {topic: await _trips(connection, kinds) for topic, kinds in TOLD_ON.items()})
+    # a trip that no thing and no mark is left of is in the feeds all the same
+    await connection.execute(text("LOCK TABLE feed_links IN EXCLUSIVE MODE"))
+    await connection.execute(RENDER_ALL)
     links = [state async for state in _links(connection)]
     await project(connection, [Changed(kind=FEED_LINK.name, state=link) for link in links])
     return len(links)
+
+
+async def _trips(connection: AsyncConnection, kinds: Sequence[str]) -> list[str]:
+    query = text("SELECT DISTINCT trip::text FROM things WHERE kind = ANY(:kinds)")
+    return list(await connection.scalars(query, {"kinds": list(kinds)}))
 
 
 async def drift(connection: AsyncConnection) -> AsyncIterator[str]:

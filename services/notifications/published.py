@@ -3,22 +3,22 @@
 from typing import Any
 
 from services.notifications.feed_link import SECRET_FIELDS, FeedLinkRotated
-from shared import contracts
+from shared.contracts import MESSAGES, bodies
 from shared.event_store import StoredEvent
 
 
 def body(event: StoredEvent, openly: bool) -> bytes:
     """The JSON body of an event's message on the open or the cleared topic."""
-    return contracts.write(contracts.MESSAGES[type(event.data).__name__], _without_secrets(event.data), openly=openly)
+    return bodies.write(MESSAGES[type(event.data).__name__], _without_secrets(event.data), openly=openly)
 
 
 def is_open(event: Any) -> bool:
     """Whether the open topic carries an event."""
-    return contracts.opens(contracts.MESSAGES[type(event).__name__], _without_secrets(event))
+    return bodies.opens(MESSAGES[type(event).__name__], _without_secrets(event))
 
 
 def _without_secrets(event: Any) -> dict[str, Any]:
-    fields = {name: value for name, value in contracts.flattened(event).items() if name not in SECRET_FIELDS}
+    fields = {name: value for name, value in bodies.flattened(event).items() if name not in SECRET_FIELDS}
     if isinstance(event, FeedLinkRotated):
         fields.pop("was")
     return fields

@@ -2,14 +2,15 @@
 
 A trip is locked, its marks are taken, and only then is the picture read: what was committed with a mark is seen. All
 audiences of the trip are rendered from that one reading, so that an audience that is new cannot miss a change either.
-Nothing is rendered while a consumer is catching up; whether one is, is asked after the picture was read, so that a
-rebuild that begins meanwhile empties no feed. Seconds are the database's, one clock for all replicas.
+Nothing is rendered while a consumer is catching up, nor a trip that is still to be built anew from the messages of a
+restored producer; whether that is so, is asked after the picture was read, so that a rebuild that begins meanwhile
+empties no feed. Seconds are the database's, one clock for all replicas.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,9 +20,12 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.notifications.metrics import Progress
 from services.notifications.programme import Audience
 from services.notifications.rendering import Caches, Rendering, Revision, TripCache, compressed, etag_of, render
 from shared.database import driver_of, is_away
+from shared.trace_context import trace_ids
+from shared.tracing import OFF, Tracing
 
 POLL_SECONDS = 0.25
 BUSY_SECONDS = 0.05
@@ -30,10 +34,18 @@ FAILED_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 BODIES_LOCK = (3, 0)
 """Bodies become visible in the order of their places, so that a shelf with a cursor misses none."""
 
-_MARKED = """
+_STALE = (
+    "SELECT FROM consumer_epochs e JOIN consumer_marks m ON m.topic = e.topic AND m.key = {trip}::text "
+    "AND m.epoch < e.epoch"
+)
+_MARKED = f"""
 SELECT trip, max(id) AS mark FROM marks WHERE NOT EXISTS (SELECT FROM consumer_offsets WHERE behind)
+    AND NOT EXISTS ({_STALE.format(trip="marks.trip")})
 GROUP BY trip ORDER BY min(id)
 """
+
+Stored = Mapping[UUID, int]
+"""The new bodies of one rendering: the version, by audience."""
 
 log = structlog.get_logger()
 
@@ -63,11 +75,14 @@ class CatchingUp(Exception):
 class Renderer:
     """Renders marked trips. `run` goes on until cancelled; `wake` is called when there may be marks."""
 
-    def __init__(self, *, engine: AsyncEngine, domain: Callable[[], str], rendered: Callable[[], None]) -> None:
-        self.bodies = 0
+    def __init__(
+        self, *, engine: AsyncEngine, domain: Callable[[], str], rendered: Callable[[], None], tracing: Tracing = OFF
+    ) -> None:
+        self.progress = Progress()
         self._engine = engine
         self._domain = domain
         self._rendered = rendered
+        self._tracing = tracing
         self._woken = asyncio.Event()
         self._caches = Caches()
         self._resting: dict[UUID, Rest] = {}
@@ -93,8 +108,9 @@ class Renderer:
     async def waiting(self) -> int:
         """How many trips have marks."""
         async with self._engine.connect() as connection:
-            count: int | None = await connection.scalar(text("SELECT count(DISTINCT trip) FROM marks"))
-        return count or 0
+            row = (await connection.execute(text(_WAITING))).one()
+        self.progress.seen(row.oldest, row.trips)
+        return int(row.trips)
 
     async def round(self) -> float:
         """Render what may be rendered now; returns for how long there is nothing more to do, unless one is woken."""
@@ -115,27 +131,34 @@ class Renderer:
                     raise
                 # a failure of rendering parks nothing: the marks stand, and it is tried again
                 log.exception("rendering.failed", trip=str(trip))
+                self.progress.failures += 1
                 self._fail(trip, mark)
         now = time.monotonic()
         return min([POLL_SECONDS, *(max(0.001, rest.until - now) for rest in self._resting.values())])
 
     async def _trip(self, trip: UUID) -> None:
         """Render one trip, or let it rest if its last rendering was in this very second, or is going on elsewhere."""
+        began = time.monotonic()
         async with self._engine.begin() as connection:
             now = await self._begin(connection, trip)
             if now is None:
                 return
             driver = await driver_of(connection)
-            taken: list[int] = [row["id"] for row in await driver.fetch(_TAKE_MARKS, trip)]
+            taken = {row["id"]: row["traceparent"] for row in await driver.fetch(_TAKE_MARKS, trip)}
             if not taken:
                 return
-            written, failed = await self._audiences(driver, trip, now)
+            with self._tracing.deriving("render", str(trip), taken.values()):
+                stored, failed = await self._audiences(driver, trip, now)
             if failed:
-                await driver.execute(_PUT_MARK_BACK, max(taken), trip)
-        if written:
-            self.bodies += written
+                # the last of each trace
+                left = {traceparent: mark for mark, traceparent in sorted(taken.items())}
+                await driver.executemany(_PUT_MARK_BACK, [(mark, trip, one) for one, mark in left.items()])
+        if stored:
+            self.progress.bodies += len(stored)
             self._rendered()
-        log.info("trip.rendered", trip=str(trip), bodies=written, failed=failed)
+        _tell(trip, stored, failed, taken.values())
+        self.progress.took.note(time.monotonic() - began)
+        self.progress.failures += failed
         if failed:
             self._fail(trip, max(taken))
 
@@ -145,7 +168,7 @@ class Renderer:
         A last rendering in the future means that the clock was put back: there is no sense in waiting for it.
         """
         values = {"trip": trip}
-        await connection.execute(text("INSERT INTO renderings VALUES (:trip, 0) ON CONFLICT DO NOTHING"), values)
+        await connection.execute(text(_FIRST_RENDERING), values)
         locked = await connection.scalar(text(_LOCK_TRIP), values)
         if locked is None:
             self._resting[trip] = Rest(until=time.monotonic() + BUSY_SECONDS)
@@ -156,18 +179,18 @@ class Renderer:
             self._resting[trip] = Rest(until=time.monotonic() + left)
         return now
 
-    async def _audiences(self, driver: Any, trip: UUID, now: datetime) -> tuple[int, int]:
-        """Render every audience of the trip from one reading; returns how many bodies are new, how many failed."""
+    async def _audiences(self, driver: Any, trip: UUID, now: datetime) -> tuple[Stored, int]:
+        """Render every audience of the trip from one reading; returns which bodies are new, and how many failed."""
         audiences = await driver.fetch(
             "SELECT id, delegation, level, alarm_seconds FROM audiences WHERE trip = $1 ORDER BY id", trip
         )
         if not audiences:
-            return 0, 0
+            return {}, 0
         ids = [audience["id"] for audience in audiences]
         rows = [tuple(row) for row in await driver.fetch(_THINGS, trip)]
         revisions = await _revisions(driver, ids)
         newest = await _newest(driver, ids)
-        if await driver.fetchval("SELECT EXISTS (SELECT FROM consumer_offsets WHERE behind)"):
+        if await driver.fetchval(_NOT_WHOLE, trip):
             raise CatchingUp
         cache = self._caches.take(trip)
         domain = self._domain()
@@ -196,16 +219,35 @@ class Renderer:
         self._resting[trip] = Rest(until=time.monotonic() + pause, mark=mark, failures=failures + 1)
 
 
+# the conflict alone would wait for whoever renders the trip at this moment, before its lock could be passed over
+_FIRST_RENDERING = """
+INSERT INTO renderings SELECT CAST(:trip AS uuid), 0 WHERE NOT EXISTS (SELECT FROM renderings WHERE trip = :trip)
+ON CONFLICT DO NOTHING
+"""
 _LOCK_TRIP = "SELECT clock_timestamp() FROM renderings WHERE trip = :trip FOR UPDATE SKIP LOCKED"
 _NEXT_SECOND = """
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now)
 UPDATE renderings SET second = floor(extract(epoch FROM clock.now)) FROM clock
 WHERE trip = :trip AND second <> floor(extract(epoch FROM clock.now)) RETURNING clock.now
 """
-_TAKE_MARKS = "DELETE FROM marks WHERE trip = $1 RETURNING id"
-_PUT_MARK_BACK = "INSERT INTO marks (id, trip) OVERRIDING SYSTEM VALUE VALUES ($1, $2)"
+_WAITING = "SELECT min(id) AS oldest, count(DISTINCT trip) AS trips FROM marks"
+_TAKE_MARKS = "DELETE FROM marks WHERE trip = $1 RETURNING id, traceparent"
+_PUT_MARK_BACK = "INSERT INTO marks (id, trip, traceparent) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3)"
 """Under its own number: other replicas, too, try once and then let it rest."""
-_THINGS = "SELECT kind, id, sequence, document FROM things WHERE trip = $1 ORDER BY kind, id"
+_NOT_WHOLE = f"SELECT EXISTS (SELECT FROM consumer_offsets WHERE behind) OR EXISTS ({_STALE.format(trip='$1::uuid')})"
+_THINGS = """
+SELECT kind, id, sequence + (SELECT epoch - 1 FROM relay_cursor), document FROM things WHERE trip = $1 ORDER BY kind, id
+"""
+"""Where this database was itself put back to an earlier point, nobody knows which SEQUENCEs were seen: all of them go
+above that by its epoch, which no earlier history had and which grows by one a second at least (`shared.epoch`)."""
+
+
+def _tell(trip: UUID, stored: Stored, failed: int, traceparents: Iterable[str | None]) -> None:
+    """One line for the trip and one for each new body, with the traces of the changes that they show."""
+    for ids in trace_ids(traceparents):
+        log.info("trip.rendered", trip=str(trip), bodies=len(stored), failed=failed, trace_ids=ids)
+        for audience, version in stored.items():
+            log.info("body.stored", trip=str(trip), audience=str(audience), version=version, trace_ids=ids)
 
 
 def reader_of(audience: Mapping[str, Any]) -> Audience:
@@ -266,8 +308,8 @@ async def _store(
     renderings: Sequence[tuple[UUID, Rendering, bytes | None]],
     newest: Mapping[UUID, Newest],
     now: datetime,
-) -> int:
-    """Write revisions, and the bodies that differ from the newest ones; returns how many those were."""
+) -> Stored:
+    """Write revisions, and the bodies that differ from the newest ones; returns which those were."""
     await driver.executemany(
         "INSERT INTO revisions VALUES ($1, $2, $3, $4) ON CONFLICT (audience, item) "
         "DO UPDATE SET digest = excluded.digest, last_modified = excluded.last_modified",
@@ -287,7 +329,7 @@ async def _store(
         await driver.executemany(
             "INSERT INTO bodies (audience, version, since, etag, compressed) VALUES ($1, $2, $3, $4, $5)", fresh
         )
-    return len(fresh)
+    return {audience: version for audience, version, *_ in fresh}
 
 
 def _since(before: Newest, now: datetime) -> datetime:

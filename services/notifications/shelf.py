@@ -11,19 +11,21 @@ import contextlib
 import gzip
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import structlog
+from prometheus_client.core import Metric
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.notifications.feed_answers import Answers, answers
 from services.notifications.feed_link import EMPTY, FeedLink
 from shared.database import driver_of, is_away
+from shared.metrics import Families
 
 POLL_SECONDS = 0.25
 ROUND_SECONDS = 0.02
@@ -74,7 +76,7 @@ class Shelf:
         self._changed = asyncio.Condition()
         self._begun = 0
         self._ended = 0
-        self._swept_at = time.monotonic()
+        self._swept_at = self._looked_at = time.monotonic()
 
     def card(self, secret_hash: str) -> Card | None:
         """The link with this secret, past ones included."""
@@ -100,15 +102,23 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._cards)
 
+    def metrics(self, of: Families) -> Iterator[Metric]:
+        """What is held for answers."""
+        yield of.gauge("feed_addresses", "Secrets of feed links that are known here, past ones too", len(self._cards))
+        yield of.gauge("feed_bodies", "Feeds whose newest body is held for answers", len(self._bodies))
+        age = time.monotonic() - self._looked_at
+        yield of.gauge("feed_shelf_age_seconds", "How long ago what is held was last compared with the database", age)
+
     def wake(self) -> None:
         """There may be something new."""
         self._woken.set()
 
-    async def look_again(self, patience: float) -> None:
-        """Until a look that begins from now on has ended, or patience ends."""
+    async def look_again(self, patience: float) -> bool:
+        """Until a look that begins from now on has ended; False where patience ends first (the database is away)."""
         wanted = self._begun + 1  # the one that is under way may have read before
         self.wake()
         await self._until(lambda: self._ended >= wanted, patience)
+        return self._ended >= wanted
 
     async def body_within(self, audience: UUID, patience: float) -> ShelfBody | None:
         """The newest body, waiting for a first one."""
@@ -150,6 +160,7 @@ class Shelf:
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             self._ended = self._begun
+            self._looked_at = time.monotonic()
             async with self._changed:
                 self._changed.notify_all()
             self._sweep()

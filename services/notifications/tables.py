@@ -1,7 +1,7 @@
 """The tables of the notifications service.
 
-The picture (`things`) can be built anew from the others' messages at any time. What was served cannot: `revisions` and
-`bodies` are facts of this service, and no rebuild drops them.
+The picture (`things`) can be built anew from the others' messages at any time. What was served cannot: `revisions`,
+`sequence_floors` and `bodies` are facts of this service, and no rebuild drops them.
 """
 
 from sqlalchemy import (
@@ -45,6 +45,14 @@ things = Table(
     Column("document", JSONB, nullable=False),
     Index("things_of_trip", "trip"),
 )
+sequence_floors = Table(
+    "sequence_floors",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    # by how much a thing's SEQUENCE is above the fold of its messages, since a restored producer told other ones
+    Column("raised", Integer, nullable=False),
+)
 feed_links = Table(
     "feed_links",
     metadata,
@@ -81,6 +89,7 @@ marks = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("trip", Uuid, nullable=False),
+    Column("traceparent", Text),
     Index("marks_of_trip", "trip"),
 )
 renderings = Table(

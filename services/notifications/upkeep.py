@@ -1,4 +1,8 @@
-"""Housekeeping of the notifications service: fetches are written down in batches, old bodies are let go."""
+"""Housekeeping of the notifications service: fetches are written down in batches, old bodies are let go.
+
+And where this service's own epoch has risen, everything is stamped anew: its database was put back to an earlier point,
+and nobody knows any more what calendars have seen since.
+"""
 
 import asyncio
 
@@ -11,6 +15,13 @@ from shared.database import driver_of, is_away
 
 WRITE_SECONDS = 5.0
 FORGET_SECONDS = 3600.0
+FOLLOW_SECONDS = 5.0
+
+RENDER_ALL = text("INSERT INTO marks (trip) SELECT DISTINCT trip FROM audiences")
+_FOLLOW = text("""
+UPDATE instance SET renderer = split_part(renderer, '/', 1) || '/' || epoch FROM relay_cursor
+WHERE split_part(renderer, '/', 2) <> epoch::text
+""")
 
 log = structlog.get_logger()
 
@@ -71,3 +82,21 @@ async def drop_old_bodies(engine: AsyncEngine, days: int) -> None:
             ),
             {"days": days},
         )
+
+
+async def follow_epoch(engine: AsyncEngine) -> None:
+    """Have everything rendered anew where the epoch has risen, for ever: a relay that runs can be who raises it."""
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        try:
+            await stamp_anew(engine)
+        except Exception as error:
+            if not is_away(error):
+                raise
+
+
+async def stamp_anew(engine: AsyncEngine) -> None:
+    """Mark every trip, once for each epoch. Who renders is left as it is: two releases may run side by side."""
+    async with engine.begin() as connection:
+        if (await connection.execute(_FOLLOW)).rowcount:
+            await connection.execute(RENDER_ALL)

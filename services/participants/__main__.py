@@ -1,4 +1,4 @@
-"""`python -m services.participants serve | migrate | rebuild | verify`."""
+"""`python -m services.participants serve | migrate | rebuild | verify | redrive | restored`."""
 
 import sys
 

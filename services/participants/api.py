@@ -10,8 +10,8 @@ from services.participants import delegation as delegations
 from services.participants import member as members
 from services.participants import shapes
 from services.participants.projections import DELEGATION, MEMBER, MODELS, check_trip
+from shared.call import Call
 from shared.command import Answer, Desk, Transaction, answer_with
-from shared.http import Call
 from shared.openapi import COMMAND, problems
 from shared.routes import At, Planner, response
 from shared.shapes import Reason
@@ -34,7 +34,7 @@ for_members: dict[str, Any] = {"tags": ["members"], "responses": problems(*COMMA
 async def register_delegation(trip: UUID, body: shapes.RegisterDelegation, call: Planner, desk: At) -> Response:
     """Named people who travel, receive, take part or report."""
     command = delegations.RegisterDelegation(trip=trip, delegation=body.id or uuid4(), **body.values("id"))
-    return await _on_delegation(call, desk, trip, command, 201)
+    return await _on_delegation(call, desk, command)
 
 
 @router.post(
@@ -42,8 +42,7 @@ async def register_delegation(trip: UUID, body: shapes.RegisterDelegation, call:
 )
 async def rename_delegation(delegation: UUID, body: shapes.RenameDelegation, call: Planner, desk: At) -> Response:
     """The same people under another name."""
-    command = delegations.RenameDelegation(delegation=delegation, name=body.name)
-    return await _on_delegation(call, desk, await _trip_of(desk, DELEGATION.name, delegation), command)
+    return await _on_delegation(call, desk, delegations.RenameDelegation(delegation=delegation, name=body.name))
 
 
 @router.post(
@@ -51,8 +50,7 @@ async def rename_delegation(delegation: UUID, body: shapes.RenameDelegation, cal
 )
 async def name_head(delegation: UUID, body: shapes.NameHead, call: Planner, desk: At) -> Response:
     """Who leads; the functions of the former and the new head follow."""
-    command = delegations.NameHead(delegation=delegation, member=body.member)
-    return await _on_delegation(call, desk, await _trip_of(desk, DELEGATION.name, delegation), command)
+    return await _on_delegation(call, desk, delegations.NameHead(delegation=delegation, member=body.member))
 
 
 @router.post(
@@ -60,8 +58,9 @@ async def name_head(delegation: UUID, body: shapes.NameHead, call: Planner, desk
 )
 async def reorder_members(delegation: UUID, body: shapes.ReorderMembers, call: Planner, desk: At) -> Response:
     """Precedence: every live member once."""
-    command = delegations.ReorderMembers(delegation=delegation, members=tuple(body.members))
-    return await _on_delegation(call, desk, await _trip_of(desk, DELEGATION.name, delegation), command)
+    return await _on_delegation(
+        call, desk, delegations.ReorderMembers(delegation=delegation, members=tuple(body.members))
+    )
 
 
 @router.post(
@@ -72,8 +71,7 @@ async def reorder_members(delegation: UUID, body: shapes.ReorderMembers, call: P
 )
 async def dissolve_delegation(delegation: UUID, call: Planner, desk: At, body: Reason = Reason()) -> Response:
     """Its members are withdrawn in the same act."""
-    command = delegations.DissolveDelegation(delegation=delegation, reason=body.reason)
-    return await _on_delegation(call, desk, await _trip_of(desk, DELEGATION.name, delegation), command)
+    return await _on_delegation(call, desk, delegations.DissolveDelegation(delegation=delegation, reason=body.reason))
 
 
 @router.post(
@@ -85,45 +83,42 @@ async def dissolve_delegation(delegation: UUID, call: Planner, desk: At, body: R
 )
 async def add_member(delegation: UUID, body: shapes.AddMember, call: Planner, desk: At) -> Response:
     """A person on the roster, at the end of the precedence."""
-    trip = await _trip_of(desk, DELEGATION.name, delegation)
     command = members.AddMember(
-        trip=trip,
+        trip=await MODELS.trip_of(desk.engine, DELEGATION.name, delegation),
         delegation=delegation,
         member=body.id or uuid4(),
         person=body.person or uuid4(),
         **body.values("id", "person"),
     )
-    return await _on_member(call, desk, trip, command, 201)
+    return await _on_member(call, desk, command)
 
 
 @router.post("/members/{member}/change", response_model=shapes.Member, summary="ChangeMember", **for_members)
 async def change_member(member: UUID, body: shapes.ChangeMember, call: Planner, desk: At) -> Response:
     """What is absent stays as it is; `personal` is replaced as one."""
-    changes: Any = body.changes()
-    command = members.ChangeMember(member=member, changes=changes)
-    return await _on_member(call, desk, await _trip_of(desk, MEMBER.name, member), command)
+    return await _on_member(call, desk, members.ChangeMember(member=member, changes=body.changes()))
 
 
 @router.post("/members/{member}/withdraw", response_model=shapes.Member, summary="WithdrawMember", **for_members)
 async def withdraw_member(member: UUID, call: Planner, desk: At, body: shapes.Withdraw = shapes.Withdraw()) -> Response:
     """Out of every roster. A withdrawn member stays in the log."""
-    command = members.WithdrawMember(member=member, reason=body.reason)
-    return await _on_member(call, desk, await _trip_of(desk, MEMBER.name, member), command)
+    return await _on_member(call, desk, members.WithdrawMember(member=member, reason=body.reason))
 
 
-async def _on_delegation(
-    call: Call, desk: Desk, trip: UUID, command: delegations.Command, status: int = 200
-) -> Response:
+async def _on_delegation(call: Call, desk: Desk, command: delegations.Command) -> Response:
+    new_in = command.trip if isinstance(command, delegations.RegisterDelegation) else None
+    trip = new_in or await MODELS.trip_of(desk.engine, DELEGATION.name, command.delegation)
+
     async def act(transaction: Transaction) -> Answer:
-        registering = isinstance(command, delegations.RegisterDelegation)
-        before = await (transaction.load if registering else transaction.get)(DELEGATION, command.delegation)
+        before = await (transaction.load if new_in else transaction.get)(DELEGATION, command.delegation)
         after = transaction.record(DELEGATION, command.delegation, delegations.decide(command, before))
-        if registering:
+        if new_in:
             await check_trip(transaction.connection, trip)
         await _follow(transaction, command, before, after)
-        return answer_with(DELEGATION, after, status)
+        return answer_with(DELEGATION, after, 201 if new_in else 200)
 
-    return response(await desk.execute(call, trip, act), f"/participants/delegations/{command.delegation}")
+    answer = await desk.execute(call, trip, act, name=type(command).__name__)
+    return response(answer, f"/participants/delegations/{command.delegation}")
 
 
 async def _follow(
@@ -146,10 +141,12 @@ async def _follow(
                 transaction.record(MEMBER, thing, members.fall_with_delegation(member, after.reason or ""))
 
 
-async def _on_member(call: Call, desk: Desk, trip: UUID, command: members.Command, status: int = 200) -> Response:
+async def _on_member(call: Call, desk: Desk, command: members.Command) -> Response:
+    new_in = command.trip if isinstance(command, members.AddMember) else None
+    trip = new_in or await MODELS.trip_of(desk.engine, MEMBER.name, command.member)
+
     async def act(transaction: Transaction) -> Answer:
-        added = isinstance(command, members.AddMember)
-        before = await (transaction.load if added else transaction.get)(MEMBER, command.member)
+        before = await (transaction.load if new_in else transaction.get)(MEMBER, command.member)
         of = command.delegation if isinstance(command, members.AddMember) else before.delegation if before else None
         delegation = await transaction.load(DELEGATION, of) if of else None
         after = transaction.record(MEMBER, command.member, members.decide(command, before, delegation))
@@ -159,11 +156,7 @@ async def _on_member(call: Call, desk: Desk, trip: UUID, command: members.Comman
             else:
                 follows = delegations.enrol(delegation, after.id, after.function)
             transaction.record(DELEGATION, delegation.id, follows)
-        return answer_with(MEMBER, after, status)
+        return answer_with(MEMBER, after, 201 if new_in else 200)
 
-    return response(await desk.execute(call, trip, act), f"/participants/members/{command.member}")
-
-
-async def _trip_of(desk: Desk, kind: str, thing: UUID) -> UUID:
-    async with desk.engine.connect() as connection:
-        return await MODELS.trip_of(connection, kind, thing)
+    answer = await desk.execute(call, trip, act, name=type(command).__name__)
+    return response(answer, f"/participants/members/{command.member}")

@@ -1,4 +1,4 @@
-"""`python -m services.schedule serve | migrate | rebuild | verify | retime`."""
+"""`python -m services.schedule serve | migrate | rebuild | verify | redrive | restored | retime`."""
 
 import sys
 

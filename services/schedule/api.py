@@ -1,7 +1,8 @@
 """The schedule's commands over HTTP: a body becomes a command, the rules decide on it, and the thing is the answer.
 
 Every route is the same three steps. What the rules need to know is read inside the command's transaction, after the
-trip has been locked, so it cannot change before the events are stored.
+trip has been locked, so it cannot change before the events are stored. `new_in` is the trip of what is new; anything
+else is asked for its own.
 """
 
 from typing import Annotated, Any
@@ -26,8 +27,8 @@ from services.schedule.projections import (
     trip_facts,
 )
 from services.schedule.stay import Engagement
+from shared.call import Call
 from shared.command import Answer, Desk, Kind, Transaction, answer_with
-from shared.http import Call
 from shared.openapi import COMMAND, problems
 from shared.routes import At, Planner, response
 from shared.shapes import Nothing, Reason
@@ -55,7 +56,7 @@ for_meetings: dict[str, Any] = {
 async def plan_trip(body: shapes.PlanTrip, call: Planner, desk: At) -> Response:
     """A trip begins as a plan that nobody has announced."""
     trip = body.id or uuid4()
-    return await _on_trip(call, desk, trips.PlanTrip(trip=trip, **body.values("id")), 201)
+    return await _on_trip(call, desk, trips.PlanTrip(trip=trip, **body.values("id")))
 
 
 @router.post("/trips/{trip}/announce", response_model=shapes.Trip, summary="AnnounceTrip", **for_trips)
@@ -79,24 +80,25 @@ async def cancel_trip(trip: UUID, call: Planner, desk: At, body: Reason = Reason
 @router.post("/trips/{trip}/stops", status_code=201, response_model=shapes.Stop, summary="AddStop", **for_stops)
 async def add_stop(trip: UUID, body: shapes.AddStop, call: Planner, desk: At) -> Response:
     """One city, from arrival to departure by its own clocks."""
-    command = stops.AddStop(trip=trip, stop=body.id or uuid4(), **body.values("id"))
-    return await _on_stop(call, desk, trip, command, 201)
+    return await _on_stop(call, desk, stops.AddStop(trip=trip, stop=body.id or uuid4(), **body.values("id")))
 
 
 @router.post("/stops/{stop}/change", response_model=shapes.Stop, summary="ChangeStop", **for_stops)
 async def change_stop(stop: UUID, body: shapes.ChangeStop, call: Planner, desk: At) -> Response:
     """What is absent stays as it is; another zone takes the meetings with it. No live meeting may be left outside."""
-    trip = await _trip_of(desk, STOP.name, stop)
-    changes = body.changes("arrives_fold", "departs_fold")
-    folds = {"arrives_fold": body.arrives_fold, "departs_fold": body.departs_fold}
-    return await _on_stop(call, desk, trip, stops.ChangeStop(stop=stop, changes=_as(changes), **_as(folds)))
+    command = stops.ChangeStop(
+        stop=stop,
+        changes=body.changes("arrives_fold", "departs_fold"),
+        arrives_fold=body.arrives_fold,
+        departs_fold=body.departs_fold,
+    )
+    return await _on_stop(call, desk, command)
 
 
 @router.post("/stops/{stop}/drop", response_model=shapes.Stop, summary="DropStop", **for_stops)
 async def drop_stop(stop: UUID, call: Planner, desk: At, body: shapes.Drop = shapes.Drop()) -> Response:
     """The stop stays in the feeds, marked."""
-    trip = await _trip_of(desk, STOP.name, stop)
-    return await _on_stop(call, desk, trip, stops.DropStop(stop=stop, reason=body.reason))
+    return await _on_stop(call, desk, stops.DropStop(stop=stop, reason=body.reason))
 
 
 @router.post(
@@ -106,24 +108,25 @@ async def add_movement(trip: UUID, body: shapes.AddMovement, call: Planner, desk
     """A travel leg: departs by the clocks of one zone, arrives by those of another."""
     label = body.label or f"{body.origin.place} to {body.destination.place}"
     command = movements.AddMovement(trip=trip, movement=body.id or uuid4(), label=label, **body.values("id", "label"))
-    return await _on_movement(call, desk, trip, command, 201)
+    return await _on_movement(call, desk, command)
 
 
 @router.post("/movements/{movement}/change", response_model=shapes.Movement, summary="ChangeMovement", **for_movements)
 async def change_movement(movement: UUID, body: shapes.ChangeMovement, call: Planner, desk: At) -> Response:
     """What is absent stays as it is."""
-    trip = await _trip_of(desk, MOVEMENT.name, movement)
-    changes = body.changes("arrives_fold", "departs_fold")
-    folds = {"arrives_fold": body.arrives_fold, "departs_fold": body.departs_fold}
-    command = movements.ChangeMovement(movement=movement, changes=_as(changes), **_as(folds))
-    return await _on_movement(call, desk, trip, command)
+    command = movements.ChangeMovement(
+        movement=movement,
+        changes=body.changes("arrives_fold", "departs_fold"),
+        arrives_fold=body.arrives_fold,
+        departs_fold=body.departs_fold,
+    )
+    return await _on_movement(call, desk, command)
 
 
 @router.post("/movements/{movement}/drop", response_model=shapes.Movement, summary="DropMovement", **for_movements)
 async def drop_movement(movement: UUID, call: Planner, desk: At, body: shapes.Drop = shapes.Drop()) -> Response:
     """The movement stays in the feeds, marked."""
-    trip = await _trip_of(desk, MOVEMENT.name, movement)
-    return await _on_movement(call, desk, trip, movements.DropMovement(movement=movement, reason=body.reason))
+    return await _on_movement(call, desk, movements.DropMovement(movement=movement, reason=body.reason))
 
 
 @router.post(
@@ -131,8 +134,7 @@ async def drop_movement(movement: UUID, call: Planner, desk: At, body: shapes.Dr
 )
 async def report_wheels_up(movement: UUID, body: shapes.Wheels, call: Planner, desk: At) -> Response:
     """When it left; a second report corrects the first."""
-    trip = await _trip_of(desk, MOVEMENT.name, movement)
-    return await _on_movement(call, desk, trip, movements.ReportWheelsUp(movement=movement, at=body.at))
+    return await _on_movement(call, desk, movements.ReportWheelsUp(movement=movement, at=body.at))
 
 
 @router.post(
@@ -140,8 +142,7 @@ async def report_wheels_up(movement: UUID, body: shapes.Wheels, call: Planner, d
 )
 async def report_wheels_down(movement: UUID, body: shapes.Wheels, call: Planner, desk: At) -> Response:
     """When it landed; a second report corrects the first."""
-    trip = await _trip_of(desk, MOVEMENT.name, movement)
-    return await _on_movement(call, desk, trip, movements.ReportWheelsDown(movement=movement, at=body.at))
+    return await _on_movement(call, desk, movements.ReportWheelsDown(movement=movement, at=body.at))
 
 
 @router.post(
@@ -150,7 +151,7 @@ async def report_wheels_down(movement: UUID, body: shapes.Wheels, call: Planner,
 async def schedule_meeting(trip: UUID, body: shapes.ScheduleMeeting, call: Planner, desk: At) -> Response:
     """Anything on the programme. It lies within the stay at its stop."""
     command = meetings.ScheduleMeeting(trip=trip, meeting=body.id or uuid4(), **body.values("id"))
-    return await _on_meeting(call, desk, trip, command, 201)
+    return await _on_meeting(call, desk, command)
 
 
 @router.post(
@@ -158,43 +159,41 @@ async def schedule_meeting(trip: UUID, body: shapes.ScheduleMeeting, call: Plann
 )
 async def reschedule_meeting(meeting: UUID, body: shapes.RescheduleMeeting, call: Planner, desk: At) -> Response:
     """Another time. What is absent stays as it is."""
-    command = meetings.RescheduleMeeting(meeting=meeting, changes=_as(body.changes("fold")), fold=_as(body.fold))
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(
+        call, desk, meetings.RescheduleMeeting(meeting=meeting, changes=body.changes("fold"), fold=body.fold)
+    )
 
 
 @router.post("/meetings/{meeting}/move", response_model=shapes.Meeting, summary="MoveMeeting", **for_meetings)
 async def move_meeting(meeting: UUID, body: shapes.MoveMeeting, call: Planner, desk: At) -> Response:
     """Another venue or stop; another stop usually needs another start."""
-    command = meetings.MoveMeeting(meeting=meeting, changes=_as(body.changes("fold")), fold=_as(body.fold))
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(
+        call, desk, meetings.MoveMeeting(meeting=meeting, changes=body.changes("fold"), fold=body.fold)
+    )
 
 
 @router.post("/meetings/{meeting}/revise", response_model=shapes.Meeting, summary="ReviseMeeting", **for_meetings)
 async def revise_meeting(meeting: UUID, body: shapes.ReviseMeeting, call: Planner, desk: At) -> Response:
     """Title, kind, topics, notes, press tag."""
-    command = meetings.ReviseMeeting(meeting=meeting, changes=_as(body.changes()))
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.ReviseMeeting(meeting=meeting, changes=body.changes()))
 
 
 @router.post("/meetings/{meeting}/confirm", response_model=shapes.Meeting, summary="ConfirmMeeting", **for_meetings)
 async def confirm_meeting(meeting: UUID, call: Planner, desk: At, _: Empty = NO_FIELDS) -> Response:
     """From tentative to confirmed."""
-    command = meetings.ConfirmMeeting(meeting=meeting)
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.ConfirmMeeting(meeting=meeting))
 
 
 @router.post("/meetings/{meeting}/cancel", response_model=shapes.Meeting, summary="CancelMeeting", **for_meetings)
 async def cancel_meeting(meeting: UUID, call: Planner, desk: At, body: Reason = Reason()) -> Response:
     """It keeps its identity, stays in the feeds, marked, and can be reinstated."""
-    command = meetings.CancelMeeting(meeting=meeting, reason=body.reason)
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.CancelMeeting(meeting=meeting, reason=body.reason))
 
 
 @router.post("/meetings/{meeting}/reinstate", response_model=shapes.Meeting, summary="ReinstateMeeting", **for_meetings)
 async def reinstate_meeting(meeting: UUID, call: Planner, desk: At, _: Empty = NO_FIELDS) -> Response:
     """A cancelled meeting takes place after all."""
-    command = meetings.ReinstateMeeting(meeting=meeting)
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.ReinstateMeeting(meeting=meeting))
 
 
 @router.post(
@@ -202,8 +201,7 @@ async def reinstate_meeting(meeting: UUID, call: Planner, desk: At, _: Empty = N
 )
 async def invite_delegation(meeting: UUID, body: shapes.Invite, call: Planner, desk: At) -> Response:
     """The meeting appears in the delegation's feed."""
-    command = meetings.InviteDelegation(meeting=meeting, delegation=body.delegation)
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.InviteDelegation(meeting=meeting, delegation=body.delegation))
 
 
 @router.post(
@@ -214,27 +212,30 @@ async def invite_delegation(meeting: UUID, body: shapes.Invite, call: Planner, d
 )
 async def uninvite_delegation(meeting: UUID, body: shapes.Invite, call: Planner, desk: At) -> Response:
     """The meeting leaves the delegation's feed."""
-    command = meetings.UninviteDelegation(meeting=meeting, delegation=body.delegation)
-    return await _on_meeting(call, desk, await _trip_of(desk, MEETING.name, meeting), command)
+    return await _on_meeting(call, desk, meetings.UninviteDelegation(meeting=meeting, delegation=body.delegation))
 
 
-async def _on_trip(call: Call, desk: Desk, command: trips.Command, status: int = 200) -> Response:
+async def _on_trip(call: Call, desk: Desk, command: trips.Command) -> Response:
+    planned = isinstance(command, trips.PlanTrip)
+
     async def act(transaction: Transaction) -> Answer:
-        planned = isinstance(command, trips.PlanTrip)
         trip = await (transaction.load if planned else transaction.get)(TRIP, command.trip)
         state = transaction.record(TRIP, command.trip, trips.decide(command, trip))
         if isinstance(command, trips.CancelTrip):
             await _cancel_items(transaction, state.reason or command.reason)
-        return answer_with(TRIP, state, status)
+        return answer_with(TRIP, state, 201 if planned else 200)
 
-    return response(await desk.execute(call, command.trip, act), f"/schedule/trips/{command.trip}")
+    answer = await desk.execute(call, command.trip, act, name=type(command).__name__)
+    return response(answer, f"/schedule/trips/{command.trip}")
 
 
-async def _on_stop(call: Call, desk: Desk, trip: UUID, command: stops.Command, status: int = 200) -> Response:
+async def _on_stop(call: Call, desk: Desk, command: stops.Command) -> Response:
+    new_in = command.trip if isinstance(command, stops.AddStop) else None
+    trip = new_in or await MODELS.trip_of(desk.engine, STOP.name, command.stop)
+
     async def act(transaction: Transaction) -> Answer:
         facts = await trip_facts(transaction.connection, trip)
-        added = isinstance(command, stops.AddStop)
-        stop = await (transaction.load if added else transaction.get)(STOP, command.stop)
+        stop = await (transaction.load if new_in else transaction.get)(STOP, command.stop)
         followers = await _followers(transaction, command, stop)
         held = {each.meeting: each for each in await engagements(transaction.connection, command.stop)}
         held |= {thing: engaged for thing, (_, engaged) in followers.items() if engaged is not None}
@@ -244,9 +245,10 @@ async def _on_stop(call: Call, desk: Desk, trip: UUID, command: stops.Command, s
             transaction.record(MEETING, thing, rescheduled)
         if after.host and (stop is None or stop.host != after.host):
             await check_delegations(transaction.connection, trip, {after.host})
-        return answer_with(STOP, after, status)
+        return answer_with(STOP, after, 201 if new_in else 200)
 
-    return response(await desk.execute(call, trip, act), f"/schedule/stops/{command.stop}")
+    answer = await desk.execute(call, trip, act, name=type(command).__name__)
+    return response(answer, f"/schedule/stops/{command.stop}")
 
 
 async def _followers(
@@ -264,29 +266,35 @@ async def _followers(
     return followers
 
 
-async def _on_movement(call: Call, desk: Desk, trip: UUID, command: movements.Command, status: int = 200) -> Response:
+async def _on_movement(call: Call, desk: Desk, command: movements.Command) -> Response:
+    new_in = command.trip if isinstance(command, movements.AddMovement) else None
+    trip = new_in or await MODELS.trip_of(desk.engine, MOVEMENT.name, command.movement)
+
     async def act(transaction: Transaction) -> Answer:
         facts = await trip_facts(transaction.connection, trip)
-        added = isinstance(command, movements.AddMovement)
-        movement = await (transaction.load if added else transaction.get)(MOVEMENT, command.movement)
+        movement = await (transaction.load if new_in else transaction.get)(MOVEMENT, command.movement)
         events = movements.decide(command, movement, facts.status, facts.stays)
-        return answer_with(MOVEMENT, transaction.record(MOVEMENT, command.movement, events), status)
+        return answer_with(MOVEMENT, transaction.record(MOVEMENT, command.movement, events), 201 if new_in else 200)
 
-    return response(await desk.execute(call, trip, act), f"/schedule/movements/{command.movement}")
+    answer = await desk.execute(call, trip, act, name=type(command).__name__)
+    return response(answer, f"/schedule/movements/{command.movement}")
 
 
-async def _on_meeting(call: Call, desk: Desk, trip: UUID, command: meetings.Command, status: int = 200) -> Response:
+async def _on_meeting(call: Call, desk: Desk, command: meetings.Command) -> Response:
+    new_in = command.trip if isinstance(command, meetings.ScheduleMeeting) else None
+    trip = new_in or await MODELS.trip_of(desk.engine, MEETING.name, command.meeting)
+
     async def act(transaction: Transaction) -> Answer:
         facts = await trip_facts(transaction.connection, trip)
-        scheduled = isinstance(command, meetings.ScheduleMeeting)
-        meeting = await (transaction.load if scheduled else transaction.get)(MEETING, command.meeting)
+        meeting = await (transaction.load if new_in else transaction.get)(MEETING, command.meeting)
         events = meetings.decide(command, meeting, facts.status, facts.stays)
         after = transaction.record(MEETING, command.meeting, events)
         invited = set(after.delegations) - set(meeting.delegations if meeting else ())
         await check_delegations(transaction.connection, trip, invited)
-        return answer_with(MEETING, after, status)
+        return answer_with(MEETING, after, 201 if new_in else 200)
 
-    return response(await desk.execute(call, trip, act), f"/schedule/meetings/{command.meeting}")
+    answer = await desk.execute(call, trip, act, name=type(command).__name__)
+    return response(answer, f"/schedule/meetings/{command.meeting}")
 
 
 async def _cancel_items(transaction: Transaction, reason: str) -> None:
@@ -300,13 +308,3 @@ async def _cancel_items(transaction: Transaction, reason: str) -> None:
         for thing in await MODELS.ids(transaction.connection, kind.name, trip=transaction.trip):
             state: Any = await transaction.load(kind, thing)
             transaction.record(kind, thing, fall(state, reason))
-
-
-async def _trip_of(desk: Desk, kind: str, thing: UUID) -> UUID:
-    async with desk.engine.connect() as connection:
-        return await MODELS.trip_of(connection, kind, thing)
-
-
-def _as(value: Any) -> Any:
-    """What pydantic has checked, for the type checker: a patch's fields, or a fold."""
-    return value

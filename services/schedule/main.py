@@ -1,60 +1,32 @@
 """The schedule service's wiring: settings in, an app out."""
 
-from collections.abc import Mapping
-
 from fastapi import FastAPI
 
 from services.schedule import api, projections, published, queries, reactions
 from services.schedule.settings import ScheduleSettings
 from services.schedule.wall_time import pin_time_zones
 from shared.bus import Bus
-from shared.bus_choice import make_bus, topic_like
-from shared.database import make_engine
-from shared.http import install
-from shared.service import Service, lifespan_of, make_service
-from shared.tokens import TokenFile
+from shared.wiring import footing_of, make_app, make_service
 
 NAME = "schedule"
 MIGRATIONS = "services/schedule/migrations"
 
 
-def make(settings: ScheduleSettings, *, bus: Bus | None = None) -> Service:
-    """The service's plumbing, not running yet."""
-    return make_service(
+def create_app(settings: ScheduleSettings, *, bus: Bus | None = None) -> FastAPI:
+    """The app; its lifespan runs the plumbing."""
+    pin_time_zones()
+    service = make_service(
+        footing_of(settings, NAME, bus=bus),
         name=NAME,
-        engine=make_engine(settings.database_url.get_secret_value(), name=NAME),
+        migrations=MIGRATIONS,
         store=projections.STORE,
-        bus=bus or make_bus(settings, NAME),
         project=projections.MODELS.project,
         openly=published.is_open,
         body_of=published.body,
         apply={"participants": reactions.APPLY},
-        bases=_bases(settings),
-        token=settings.service_token.get_secret_value(),
-        topic=topic_like(settings),
-        migrations=MIGRATIONS,
+        anew={"participants": reactions.anew},
+        bases={"participants": settings.participants_url},
     )
-
-
-def create_app(settings: ScheduleSettings, *, bus: Bus | None = None) -> FastAPI:
-    """The app; its lifespan runs the plumbing."""
-    pin_time_zones()
-    service = make(settings, bus=bus)
-    app = FastAPI(
-        title="Attaché: schedule",
-        description="Trips and their stops, movements and meetings.",
-        openapi_url=None,
-        lifespan=lifespan_of(service),
+    return make_app(
+        service, settings, api.router, queries.router, description="Trips and their stops, movements and meetings."
     )
-    app.state.tokens = TokenFile(settings.tokens_file)
-    app.state.service = service
-    app.state.desk = service.desk
-    install(app, service=NAME)
-    app.include_router(api.router)
-    app.include_router(queries.router)
-    app.include_router(service.router())
-    return app
-
-
-def _bases(settings: ScheduleSettings) -> Mapping[str, str]:
-    return {"participants": settings.participants_url}

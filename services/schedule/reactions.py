@@ -1,17 +1,23 @@
 """What the schedule service does with the participants service's messages: it knows which delegations there are."""
 
+import contextlib
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.schedule.tables import known_delegations
-from shared import contracts
-from shared.consumer import Apply
+from shared.contracts import PARTICIPANTS, bodies
+from shared.contracts.delegation import DelegationDissolved, DelegationRegistered
 from shared.messages import Message
+from shared.taking import Apply, each
 
 
 async def delegation_registered(connection: AsyncConnection, message: Message) -> None:
     """A delegation can host and be invited from now on."""
-    registered = contracts.read(contracts.DelegationRegistered, message.body)
+    registered = bodies.read(DelegationRegistered, message.body)
     row = {"trip": registered.trip, "status": registered.status}
     await connection.execute(
         insert(known_delegations)
@@ -22,10 +28,18 @@ async def delegation_registered(connection: AsyncConnection, message: Message) -
 
 async def delegation_dissolved(connection: AsyncConnection, message: Message) -> None:
     """A delegation can no longer be invited."""
-    dissolved = contracts.read(contracts.DelegationDissolved, message.body)
+    dissolved = bodies.read(DelegationDissolved, message.body)
     await connection.execute(
         known_delegations.update().where(known_delegations.c.id == dissolved.delegation).values(status="dissolved")
     )
+
+
+@contextlib.asynccontextmanager
+async def anew(connection: AsyncConnection, key: str) -> AsyncIterator[None]:
+    """The delegations of a trip are forgotten, and heard again."""
+    with contextlib.suppress(ValueError):  # a key that is no trip gave nothing
+        await connection.execute(delete(known_delegations).where(known_delegations.c.trip == UUID(key)))
+    yield
 
 
 async def passed_over(connection: AsyncConnection, message: Message) -> None:
@@ -33,7 +47,7 @@ async def passed_over(connection: AsyncConnection, message: Message) -> None:
 
 
 APPLY: dict[str, Apply] = {
-    **{cls.__name__: passed_over for cls in contracts.PARTICIPANTS},
-    "DelegationRegistered": delegation_registered,
-    "DelegationDissolved": delegation_dissolved,
+    **{cls.__name__: each(passed_over) for cls in PARTICIPANTS},
+    "DelegationRegistered": each(delegation_registered),
+    "DelegationDissolved": each(delegation_dissolved),
 }

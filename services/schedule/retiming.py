@@ -14,8 +14,9 @@ from services.schedule import meeting, movement, published, stop, tables
 from services.schedule.projections import MEETING, MODELS, MOVEMENT, STOP, STORE
 from services.schedule.settings import ScheduleSettings
 from services.schedule.wall_time import pin_time_zones
+from shared import trace_context
+from shared.call import Call
 from shared.command import Answer, Desk, Kind, Transaction
-from shared.http import Call
 from shared.time_zones import tz_release
 
 RETIMED: dict[Kind[Any, Any], Any] = {STOP: stop.retime, MOVEMENT: movement.retime, MEETING: meeting.retime}
@@ -49,7 +50,7 @@ async def retime_trip(desk: Desk, trip: UUID, now: datetime) -> int:
                 moved += len(events)
         return Answer(status=200, etag="", body="{}")
 
-    await desk.execute(_call(now), trip, act)
+    await desk.execute(_call(now), trip, act, name="retime")
     return moved
 
 
@@ -60,7 +61,7 @@ def _call(now: datetime) -> Call:
         now=now,
         occurred_at=now,
         correlation_id=str(uuid4()),
-        traceparent="",
+        traceparent=trace_context.new(),
         idempotency_key=None,
         request_digest=b"",
         if_match=None,
