@@ -1,9 +1,8 @@
 # The words to know: help setup run test check. Everything is made inside this folder.
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup setup-run run test check kafka contracts lock venv
+.PHONY: help setup setup-run run test check kafka chaos contracts lock venv secrets up down backup restore drill compose-test doctor
 
-PORT ?= 8080
 DATA ?= .attache
 BUS ?= local
 VENV := .venv
@@ -19,7 +18,9 @@ help: ## Say what each word does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "make run takes PORT=8080, DATA=.attache (a folder), BUS=local|kafka, PLAY=1 (the trip step by step)"
-	@echo "make test takes ARGS=, passed to pytest: make test ARGS='-k feed'"
+	@echo "make up takes PORT=8080, BIND=127.0.0.1, CLUSTER=1, ARGS= (passed to docker compose up)"
+	@echo "make test runs in several processes; with ARGS=, passed to pytest, in one: make test ARGS='-k feed'"
+	@echo "make backup TO=folder; make restore FROM=folder; make drill: deploy/RUNBOOK.md"
 
 setup: setup-run ## Make .venv and install what running, testing and checking need (run, test and check do it by themselves)
 	$(call install,requirements-dev.txt)
@@ -33,7 +34,7 @@ run: setup-run ## Start it all: database, three services, the demo trip; prints 
 		$(if $(filter-out 0,$(PLAY)),--play) --end-with-parent
 
 test: setup ## Run all tests that this machine can, and say which it cannot and why
-	@exec $(IN_VENV) -m pytest $(ARGS)
+	@exec $(IN_VENV) -m pytest $(or $(ARGS),-n auto)
 
 check: setup ## Style, types, boundaries, locks, and the docs against the code
 	@$(IN_VENV) -m ruff check .
@@ -48,7 +49,36 @@ check: setup ## Style, types, boundaries, locks, and the docs against the code
 kafka: setup-run ## Start one Apache Kafka at 127.0.0.1:9092 (Java 17 or newer), until Ctrl-C
 	@exec $(IN_VENV) -m deploy.kafka_node
 
-contracts: setup ## Write schemas/ anew after a change of shared/contracts.py
+secrets: ## Make what Docker Compose needs once: deploy/secrets and .env; nothing is overwritten
+	@$(PYTHON) -m deploy.make_secrets
+
+doctor: setup-run ## Look at what make run runs, and say what is not well and what to do (DATA=, ARGS=--json)
+	@exec $(IN_VENV) -m services doctor --data '$(or $(DATA),.attache)' $(ARGS)
+
+up: ## Start it all with Docker Compose, and wait until it is healthy (CLUSTER=1: three brokers)
+	@$(PYTHON) -m deploy.up $(if $(filter-out 0,$(CLUSTER)),--cluster) $(ARGS)
+
+down: ## Stop what make up started; the data stay (ARGS=-v: they go too)
+	@docker compose --profile '*' down $(ARGS)
+
+chaos: setup ## Break services, broker and database under load, prove that nothing is lost (ARGS='--only kill --minutes 5 --seed 7')
+	@exec $(IN_VENV) -m tests.chaos $(ARGS)
+
+compose-test: setup ## Try the Compose deployment for real, under a name and a port of its own
+	@ATTACHE_TEST_DRILLS=1 exec $(IN_VENV) -m pytest tests/deploy tests/compose $(ARGS)
+
+backup: ## Write the three databases of one moment to a new folder, TO=folder; the services go on
+	@$(if $(TO),,echo "say where to: make backup TO=folder" >&2; exit 2;) \
+	exec $(PYTHON) -m deploy.backup --to '$(TO)'
+
+restore: ## Put a backup in the place of the databases, FROM=folder (KIND=dump: into another PostgreSQL; YES=1: asks nothing)
+	@$(if $(FROM),,echo "say from where: make restore FROM=folder" >&2; exit 2;) \
+	exec $(PYTHON) -m deploy.restore --from '$(FROM)' $(if $(KIND),--kind '$(KIND)') $(if $(filter-out 0,$(NOTHING_LOST)),--nothing-lost) $(if $(filter-out 0,$(YES)),--yes)
+
+drill: ## Restore a backup of the running stack on empty volumes and compare (HERE=1 YES=1: wipes this stack's own)
+	@exec $(PYTHON) -m deploy.drill $(if $(FROM),--from '$(FROM)') $(if $(filter-out 0,$(HERE)),--here) $(if $(filter-out 0,$(YES)),--yes)
+
+contracts: setup ## Write schemas/ anew after a change of shared/contracts
 	@$(IN_VENV) -m deploy.contracts
 
 lock: setup ## Lock the requirements anew after a change in pyproject.toml (UPGRADE=1: take the newest of all)

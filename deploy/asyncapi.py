@@ -4,11 +4,12 @@ from typing import Any
 
 from deploy.schemas import ENVELOPE, OPTIONAL, Schema, type_of
 from shared.bus import Topic
-from shared.contracts import SERVICES, MessageParked
+from shared.contracts import SERVICES
+from shared.contracts.parked import MessageParked
 from shared.dead_letters import dead_letter_topic
 from shared.messages import topic_of
 
-DEAD_LETTER_ATTRIBUTES = ("specversion", "id", "type", "source")
+DEAD_LETTER_ATTRIBUTES = ("specversion", "id", "type", "source", "time", "dataschema")
 
 
 def asyncapi(version: str, schemas: dict[str, str]) -> Schema:
@@ -42,7 +43,7 @@ def asyncapi(version: str, schemas: dict[str, str]) -> Schema:
             },
             "schemas": {
                 "Envelope": _headers(tuple(ENVELOPE)),
-                "DeadLetterEnvelope": _headers(DEAD_LETTER_ATTRIBUTES),
+                "DeadLetterEnvelope": _headers(DEAD_LETTER_ATTRIBUTES, _PARKED_TIME),
             },
             "correlationIds": {"request": {"location": "$message.header#/ce_correlationid"}},
         },
@@ -57,6 +58,8 @@ def topics_of(service: str) -> tuple[Topic, Topic, Topic]:
         Topic(name=dead_letter_topic(service), partitions=1),
     )
 
+
+_PARKED_TIME = {"ce_time": {**ENVELOPE["time"], "description": "when it was parked, by the database's clock"}}
 
 _DESCRIPTION = """\
 CloudEvents 1.0 in binary mode: the attributes are headers with the prefix `ce_`, the body is JSON.
@@ -140,12 +143,13 @@ def _message(model: Any, schemas: dict[str, str], attributes: tuple[str, ...] = 
     return message
 
 
-def _headers(attributes: tuple[str, ...]) -> Schema:
+def _headers(attributes: tuple[str, ...], other: Schema | None = None) -> Schema:
     return {
         "type": "object",
         "properties": {
             "content-type": {"const": "application/json"},
             **{f"ce_{name}": ENVELOPE[name] for name in attributes},
+            **(other or {}),
         },
         "required": ["content-type", *(f"ce_{name}" for name in attributes if name not in OPTIONAL)],
     }

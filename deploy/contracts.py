@@ -13,8 +13,9 @@ from typing import Any
 from deploy.asyncapi import asyncapi
 from deploy.promises import Promises, broken, promise
 from deploy.schemas import Schema, envelope_schema, is_marked, message_schema, type_of
-from shared.contract_values import Value
-from shared.contracts import SERVICES, MessageParked
+from shared.contracts import SERVICES
+from shared.contracts.parked import MessageParked
+from shared.contracts.values import Value
 from shared.dead_letters import dead_letter_topic
 from shared.messages import topic_of
 
@@ -59,7 +60,7 @@ def find_problems(folder: Path) -> list[str]:
     for name in sorted(wanted.keys() | _present(folder)):
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != wanted.get(name):
-            lines.append(f"{FOLDER}/{name} is not what shared/contracts.py says: run make contracts")
+            lines.append(f"{FOLDER}/{name} is not what shared/contracts says: run make contracts")
     return lines
 
 
@@ -91,7 +92,7 @@ def events_table() -> str:
 _README = """\
 # Messages
 
-Made from shared/contracts.py by `make contracts`; `make check` compares. `asyncapi.json` describes topics and messages,
+Made from shared/contracts by `make contracts`; `make check` compares. `asyncapi.json` describes topics and messages,
 `messages/` has a JSON Schema for each type and version, `envelope.json` one for the message log's CloudEvents,
 `promises.json` what readers may rely on for ever. Examples stand in tests/contracts/examples.
 

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the code: `python -m deploy.docs`; with `check` it only compares.
+"""Writes the tables of README.md and deploy/SETTINGS.md from the code: `python -m deploy.docs`; `check` only compares.
 
 What stands between `<!-- name -->` and `<!-- /name -->` is replaced; everything else is written by people.
 """
@@ -10,31 +10,36 @@ from services.notifications.settings import NotificationsSettings
 from services.participants.settings import ParticipantsSettings
 from services.schedule.settings import ScheduleSettings
 from shared import contracts
+from shared.contracts.values import Message
 from shared.messages import topic_of
 from shared.problems import STATUS
 from shared.settings import table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "deploy/SETTINGS.md")
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code: with `check`, 1 if README.md is behind the code."""
-    before = README.read_text(encoding="utf-8")
-    after = written(before)
-    if arguments == ["check"]:
-        if before != after:
-            print("README.md is behind the code: run python -m deploy.docs", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    """Returns the exit code: with `check`, 1 if a document is behind the code."""
+    behind = 0
+    for name in DOCUMENTS:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        after = written(before)
+        if before != after and arguments == ["check"]:
+            print(f"{name} is behind the code: run python -m deploy.docs", file=sys.stderr)
+            behind = 1
+        elif before != after:
+            (ROOT / name).write_text(after, encoding="utf-8")
+    return behind
 
 
 def written(text: str) -> str:
-    """README's text with its tables as the code has them now."""
-    for name, content in {"events": events(), "settings": settings(), "refusals": refusals()}.items():
+    """A document's text with those tables that it has as the code has them now."""
+    for name, table_of in {"events": events, "settings": settings, "refusals": refusals}.items():
         head, tail = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, _, rest = text.partition(head)
-        text = before + head + content + tail + rest.partition(tail)[2]
+        if head in text:
+            before, _, rest = text.partition(head)
+            text = before + head + table_of() + tail + rest.partition(tail)[2]
     return text
 
 
@@ -55,7 +60,7 @@ def events() -> str:
 
 
 def settings() -> str:
-    """Every setting with its default."""
+    """Every setting with its default, a tuple's parts by commas."""
     lines = ["| variable | default | what it says |\n", "|---|---|---|\n"]
     for setting in table(ScheduleSettings, ParticipantsSettings, NotificationsSettings):
         default = "needed" if setting.default is None else f"`{setting.default}`" if setting.default else ""
@@ -72,18 +77,9 @@ def refusals() -> str:
     return "".join(["| status | slugs |\n", "|---|---|\n", *rows])
 
 
-_THINGS: dict[type, str] = {
-    contracts.StopMessage: "stop",
-    contracts.MovementMessage: "movement",
-    contracts.MeetingMessage: "meeting",
-    contracts.MemberMessage: "member",
-    contracts.DelegationMessage: "delegation",
-    contracts.FeedLinkMessage: "feed link",
-}
-
-
-def _thing(model: type[contracts.Message]) -> str:
-    return next((_THINGS[base] for base in model.__mro__ if base in _THINGS), "trip")
+def _thing(model: type[Message]) -> str:
+    """What a message tells of, which is what its module is named after."""
+    return model.__module__.rpartition(".")[2].replace("_", " ")
 
 
 if __name__ == "__main__":

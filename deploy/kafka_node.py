@@ -7,7 +7,9 @@ runs in the foreground until Ctrl-C or SIGTERM; the tests use the class. The dat
 
 import argparse
 import base64
+import contextlib
 import ctypes
+import random
 import re
 import shutil
 import signal
@@ -16,12 +18,16 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 JARS = HERE.parent / ".cache" / "kafka-jars"
 DATA = Path(".attache") / "kafka"
+PORTS = range(20000, 32000)
+"""Where `free_port` looks: below those that Linux gives to outgoing connections."""
+_given: set[int] = set()
 
 # The cleaner's default buffer takes 128 MB of the heap at once, and the node then dies at random starts.
 # With the default session of 9 s a killed node is back only after 11-15 s: its old registration has to lapse first.
@@ -64,10 +70,15 @@ class NodeUnable(Exception):
 class KafkaNode:
     """One Kafka in a folder of its own. `start` from the main thread: the JVM ends with the thread that started it."""
 
-    def __init__(self, folder: Path, port: int, *, jars: Path = JARS) -> None:
+    def __init__(
+        self, folder: Path, port: int, *, jars: Path = JARS, more: str = "", users: Mapping[str, str] | None = None
+    ) -> None:
+        """`more` are settings over ours; `users`, with their passwords, may log in by SCRAM where a listener asks."""
         self.folder = folder
         self.port = port
         self._jars = jars
+        self._more = more
+        self._users = users or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,7 +106,7 @@ class KafkaNode:
                 preexec_fn=_die_with_parent,
             )
 
-    def wait_ready(self, patience: float = 30.0) -> None:
+    def wait_ready(self, patience: float = 90.0) -> None:
         """Until the port answers: it opens only when the node is ready. Raises `NodeUnable`."""
         deadline = time.monotonic() + patience
         while not answers(self.port):
@@ -131,12 +142,15 @@ class KafkaNode:
     def _write_settings(self) -> Path:
         settings = self.folder / "server.properties"
         data = self.folder.resolve() / "data"
-        settings.write_text(SETTINGS.format(port=self.port, controller=free_port(), data=data))
+        settings.write_text(SETTINGS.format(port=self.port, controller=free_port(), data=data) + self._more)
         (self.folder / "log4j2.properties").write_text(LOGGING)
         return settings
 
     def _format(self, settings: Path) -> None:
         format_storage = [*self._java(), "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(settings)]
+        for name, password in self._users.items():
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                format_storage += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
         done = subprocess.run(format_storage, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
             raise NodeUnable(f"Kafka's storage could not be formatted: {_last_line(done.stderr or done.stdout)}")
@@ -177,17 +191,33 @@ def check_java() -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody listens on now, and that no outgoing connection will be given meanwhile.
+
+    One process is given each only once: whoever has it may not listen yet.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind(("127.0.0.1", port))
+                _given.add(port)
+                return port
+    raise NodeUnable(f"no port of 127.0.0.1 from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
-def answers(port: int) -> bool:
-    """Whether somebody accepts connections on this port of 127.0.0.1."""
+def until_answers(address: str, patience: float = 60.0) -> None:
+    """Until somebody accepts connections at a `host:port`. Raises `NodeUnable`."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience
+    while not answers(int(port), host):
+        if time.monotonic() > deadline:
+            raise NodeUnable(f"nobody answers at {address}")
+        time.sleep(0.05)
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts connections on this port."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        with socket.create_connection((host, port), timeout=1.0):
             return True
     except OSError:
         return False

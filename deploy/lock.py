@@ -1,7 +1,8 @@
 """The locked requirements: `python -m deploy.lock` writes them anew, `check` says whether they fit pyproject.toml.
 
-One lock serves every Python from 3.11 on. Each file's first line keeps a digest of the tables that it was made from, so
-that the check needs no network. Installing with `--require-hashes` proves the rest.
+Three files, each holding the one before: what the image installs, what `make run` needs (its own PostgreSQL), what
+testing and checking need. One lock serves every Python from 3.11 on. Each file's first line keeps a digest of the
+tables that it was made from, so that the check needs no network. Installing with `--require-hashes` proves the rest.
 """
 
 import hashlib
@@ -9,11 +10,14 @@ import json
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGE = "deploy/requirements.txt"
 APP = "requirements.txt"
 DEV = "requirements-dev.txt"
+EXTRAS: dict[str, tuple[str, ...]] = {IMAGE: (), APP: ("run",), DEV: ("run", "dev")}
 COMPILE = [
     *(sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet"),
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header"),
@@ -32,26 +36,30 @@ def main(arguments: list[str]) -> int:
 
 
 def write(arguments: list[str]) -> None:
-    """Resolve both locks; pins that still fit are kept unless uv is told to upgrade."""
-    for name, extra in ((APP, []), (DEV, ["--extra", "dev", "--constraint", APP])):
-        subprocess.run([*COMPILE, *extra, "--output-file", name, *arguments], cwd=ROOT, check=True)
+    """Resolve the locks; pins that still fit are kept unless uv is told to upgrade."""
+    before: list[str] = []
+    for name, extras in EXTRAS.items():
+        asked = [*before, *(word for extra in extras for word in ("--extra", extra))]
+        subprocess.run([*COMPILE, *asked, "--output-file", name, *arguments], cwd=ROOT, check=True)
         path = ROOT / name
         path.write_text(f"{first_line(ROOT)}\n{path.read_text()}")
+        before = ["--constraint", name]
 
 
 def find_problems(root: Path) -> list[str]:
     """What is wrong with the locks in a folder, each in a few words; empty when all is well."""
     problems = []
     pins = {}
-    for name in (APP, DEV):
+    for name in EXTRAS:
         text = (root / name).read_text() if (root / name).exists() else ""
         if text.partition("\n")[0] != first_line(root):
             problems.append(f"{name} is not in step with pyproject.toml")
         if "://" in text:
             problems.append(f"{name} holds an address")
         pins[name] = {line.split(" \\")[0] for line in text.splitlines() if "==" in line and not line.startswith("#")}
-    if strays := sorted(pins[APP] - pins[DEV]):
-        problems.append(f"{DEV} differs from {APP} in {', '.join(strays)}")
+    for smaller, larger in pairwise(EXTRAS):
+        if strays := sorted(pins[smaller] - pins[larger]):
+            problems.append(f"{larger} differs from {smaller} in {', '.join(strays)}")
     return problems
 
 

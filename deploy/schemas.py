@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from shared.contract_values import Value
+from shared.contracts.values import Value
 
 Schema = dict[str, Any]
 
