@@ -1,22 +1,21 @@
 """What every test may ask for: databases, and an account of what this machine could not run.
 
-One PostgreSQL serves the whole session: the server that ATTACHE_TEST_POSTGRES names (a superuser's URL), else a
-container where Docker answers, else the wheel in a folder of its own. Kafka's part is `tests/kafka_fixture.py`.
+One PostgreSQL serves the whole session, and each worker has its own: the server that ATTACHE_TEST_POSTGRES names (a
+superuser's URL), else the wheel in a folder of its own, which is quicker than a container. Kafka's part is
+`tests/kafka_fixture.py`; `tests/shared/containers/` runs what touches either on containers as well.
 """
 
 import asyncio
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import zoneinfo
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -26,15 +25,22 @@ import pytest
 from services.embedded import EmbeddedPostgres
 from shared.migrations import upgrade
 
-if TYPE_CHECKING:
-    from testcontainers.community.postgres import PostgresContainer
-
 zoneinfo.reset_tzpath(())  # the pinned tzdata, as in every process of the application
 
-hypothesis.settings.register_profile("attache", deadline=None)  # a busy machine is not a failure
+# a busy machine is not a failure
+hypothesis.settings.register_profile("attache", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("attache")
 
-pytest_plugins = ["tests.kafka_fixture", "tests.feeds_fixture", "tests.demo_fixture"]
+pytest_plugins = [
+    "tests.patience",  # before those that use it
+    "tests.kafka_fixture",
+    "tests.edge_fixture",
+    "tests.feeds_fixture",
+    "tests.demo_fixture",
+    "tests.otlp_fixture",
+    "tests.trio_fixture",
+    "tests.workers",
+]
 
 MakeDatabase = Callable[..., Awaitable[str]]
 """`await make_database(migrations="services/schedule/migrations")` answers SQLAlchemy's address of a new database."""
@@ -43,16 +49,9 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 """Nothing of the tests' server has to outlive a crash of the machine."""
 
 
-TESTCONTAINERS = {
-    "TESTCONTAINERS_RYUK_DISABLED": "true",  # its reaper is one more image to fetch
-    "TESTCONTAINERS_CONNECTION_MODE": "docker_host",  # else a virtual machine is taken for a container
-    "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1",
-}
-
-
 @dataclass
 class PostgresServer:
-    """The session's server: a superuser's address, and the role, no superuser, that owns the tests' databases."""
+    """A server: a superuser's address, and the role, no superuser, that owns the tests' databases."""
 
     url: str
     role: str = field(default_factory=lambda: f"attache_test_{secrets.token_hex(4)}")
@@ -70,7 +69,7 @@ class PostgresServer:
         return urlunsplit(("postgresql+asyncpg", f"{self.role}:{self.password}@{host}", f"/{name}", "", ""))
 
     async def create_role(self) -> None:
-        await self._execute(f"CREATE ROLE {self.role} LOGIN PASSWORD '{self.password}'")
+        await self.execute(f"CREATE ROLE {self.role} LOGIN PASSWORD '{self.password}'")
 
     async def create(self, migrations: str | None) -> str:
         """A new database's name. Each set of migrations runs once a session; further databases are copies."""
@@ -80,35 +79,45 @@ class PostgresServer:
             self.templates[migrations] = template
         return await self._create_from("template1" if migrations is None else self.templates[migrations])
 
+    async def execute(self, statement: str) -> None:
+        """As superuser; again where a database is in use: a backend may outlive its client for a while."""
+        connection = await self.connect()
+        try:
+            for _ in range(20):  # the server itself waits for five seconds each time
+                with suppress(asyncpg.ObjectInUseError):
+                    await connection.execute(statement)
+                    return
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
     async def drop(self, name: str) -> None:
-        await self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    @contextmanager
+    def in_use(self) -> Iterator["PostgresServer"]:
+        """With its role made; role and templates go at the end."""
+        asyncio.run(self.create_role())
+        yield self
+        asyncio.run(self.clear())
 
     async def clear(self) -> None:
         for template in self.templates.values():
             await self.drop(template)
-        await self._execute(f"DROP ROLE {self.role}")
+        await self.execute(f"DROP ROLE {self.role}")
 
     async def _create_from(self, template: str) -> str:
         self.made += 1
         name = f"{self.role}_{self.made}"
-        await self._execute(f"CREATE DATABASE {name} OWNER {self.role} TEMPLATE {template}")
+        await self.execute(f"CREATE DATABASE {name} OWNER {self.role} TEMPLATE {template}")
         return name
-
-    async def _execute(self, statement: str) -> None:
-        connection = await self.connect()
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The session's PostgreSQL, for tests that need more of it than a database."""
-    with _server() as server:
-        asyncio.run(server.create_role())
+    with _server() as url, PostgresServer(url=url).in_use() as server:
         yield server
-        asyncio.run(server.clear())
 
 
 @pytest.fixture
@@ -147,34 +156,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @contextmanager
-def _server() -> Iterator[PostgresServer]:
+def _server() -> Iterator[str]:
     if url := os.environ.get("ATTACHE_TEST_POSTGRES"):
-        yield PostgresServer(url=url)
-    elif container := _container():
-        try:
-            yield PostgresServer(url=container.get_connection_url())
-        finally:
-            container.stop()
-    else:
-        with tempfile.TemporaryDirectory(prefix="attache-test-postgres-") as name:
-            Path(name).chmod(0o711)
-            with EmbeddedPostgres(Path(name), databases=(), settings=FAST) as wheel:
-                yield PostgresServer(url=wheel.superuser_url)
-
-
-def _container() -> "PostgresContainer | None":
-    """A PostgreSQL container, or None where no Docker answers or it cannot get the image."""
-    if shutil.which("docker") is None:
-        return None
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
-        return None
-    for name, value in TESTCONTAINERS.items():
-        os.environ.setdefault(name, value)
-    from testcontainers.community.postgres import PostgresContainer  # reads the environment when it is imported
-
-    container = PostgresContainer("postgres:18", driver=None)
-    try:
-        return container.start()
-    except Exception as error:  # noqa: BLE001 (of three libraries, and the wheel does as well)
-        print(f"no PostgreSQL container, the wheel is used: {error}")
-        return None
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="attache-test-postgres-") as name:
+        Path(name).chmod(0o711)
+        with EmbeddedPostgres(Path(name), databases=(), settings=FAST) as wheel:
+            yield wheel.superuser_url

@@ -1,20 +1,21 @@
 """The demo trip, loaded once a session through the public API of the three services, all in this process.
 
 What a test gets is data alone: the things as the API lists them and the feeds as they were served, also by a second
-replica, after a rebuild through the real consumer and after a restart. The services are gone by then.
+replica, after a rebuild from the real message logs and after a restart. The services are gone by then.
 """
 
 import asyncio
 import contextlib
-import secrets
+import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +34,7 @@ from services.schedule.settings import ScheduleSettings
 from shared.database import make_engine
 from shared.settings import load
 from shared.tokens import add_token
+from tests.patience import patient
 
 BASE = "http://attache.example"
 MIGRATIONS = {
@@ -100,25 +102,32 @@ async def _loaded(postgres_server: Any, folder: Path) -> Demo:
 
 
 async def _played(folder: Path, urls: Mapping[str, str], engines: Mapping[str, AsyncEngine], token: str) -> Demo:
-    trip_file = read_trip_file(DEMO)
-    async with _running(_apps(folder, urls), token) as client:
+    with patient(), socket.create_server(("127.0.0.1", 0)) as listening:
+        return await _played_at(listening, folder, urls, engines, token)
+
+
+async def _played_at(
+    listening: socket.socket, folder: Path, urls: Mapping[str, str], engines: Mapping[str, AsyncEngine], token: str
+) -> Demo:
+    trip_file, given = read_trip_file(DEMO), _given(folder, urls, listening.getsockname()[1])
+    async with _running(apps := _apps(given, urls), token, listening) as client:
         loaded = await play(trip_file, client, LoadFile(folder / "load.json"))
         own = next(feed for feed in loaded.feeds if feed.kind == "own")
-        await _settled(engines)
+        await _settled(engines, apps)
         below = await _issue_below_full(client, loaded.trip, own)
         feeds = (*loaded.feeds, below)
         await client.get(own.url)
         served = [await _served(client, feed) for feed in feeds]
         bodies = await _bodies(engines["notifications"])
         things = await _things(client, loaded.trip)
-        async with _running({"notifications": _notifications(folder, urls)}, token) as replica:
+        async with _running({"notifications": _notifications(given, urls)}, token) as replica:
             elsewhere = [await _served(replica, feed) for feed in feeds]
         async with engines["notifications"].begin() as connection:
             await projections.rebuild(connection)
-        await _settled(engines)
+        await _settled(engines, apps)
         rebuilt = [await _served(client, feed) for feed in feeds]
-    async with _running(_apps(folder, urls), token) as client:
-        await _settled(engines)
+    async with _running(apps := _apps(given, urls), token, listening) as client:
+        await _settled(engines, apps)
         restarted = [await _served(client, feed) for feed in feeds]
     return Demo(
         **things,
@@ -132,43 +141,69 @@ async def _played(folder: Path, urls: Mapping[str, str], engines: Mapping[str, A
     )
 
 
-def _apps(folder: Path, urls: Mapping[str, str]) -> dict[str, FastAPI]:
-    given = _given(folder, urls)
+def _apps(given: Mapping[str, Any], urls: Mapping[str, str]) -> dict[str, FastAPI]:
     return {
         "schedule": schedule_app(load(ScheduleSettings, **given, database_url=urls["schedule"])),
         "participants": participants_app(load(ParticipantsSettings, **given, database_url=urls["participants"])),
-        "notifications": _notifications(folder, urls),
+        "notifications": _notifications(given, urls),
     }
 
 
-def _notifications(folder: Path, urls: Mapping[str, str]) -> FastAPI:
-    given = {**_given(folder, urls), "domain": "demo.example"}
-    return notifications_app(load(NotificationsSettings, **given, database_url=urls["notifications"]))
+def _notifications(given: Mapping[str, Any], urls: Mapping[str, str]) -> FastAPI:
+    return notifications_app(
+        load(NotificationsSettings, **given, domain="demo.example", database_url=urls["notifications"])
+    )
 
 
-def _given(folder: Path, urls: Mapping[str, str]) -> dict[str, Any]:
+def _given(folder: Path, urls: Mapping[str, str], port: int) -> dict[str, Any]:
     return {
         "bus": "local",
         "bus_url": urls["bus"],
         "tokens_file": folder / "tokens",
-        "service_token": secrets.token_hex(8),
+        "service_token": add_token(folder / "tokens", "services", ["service"]),
         "public_url": BASE,
-        # nobody answers there: nothing is lost on this bus, so nothing has to be healed
-        "schedule_url": "http://127.0.0.1:9",
-        "participants_url": "http://127.0.0.1:9",
+        "schedule_url": f"http://127.0.0.1:{port}",
+        "participants_url": f"http://127.0.0.1:{port}",
     }
 
 
+class _Server(uvicorn.Server):
+    """Without handlers of signals: those are pytest's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @contextlib.asynccontextmanager
-async def _running(apps: Mapping[str, FastAPI], token: str) -> AsyncIterator[httpx.AsyncClient]:
+async def _running(
+    apps: Mapping[str, FastAPI], token: str, listening: socket.socket | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The apps, and somebody who calls them; at the socket they answer each other."""
     front = Front(apps)
     headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
     transport = httpx.ASGITransport(front)
     async with (
         front.running(),
+        _served_at(front, listening),
         httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers, timeout=30) as client,
     ):
         yield client
+
+
+@contextlib.asynccontextmanager
+async def _served_at(front: Front, listening: socket.socket | None) -> AsyncIterator[None]:
+    """The socket itself stays open: until the next ones serve there, nobody else gets its port."""
+    if listening is None:
+        yield
+        return
+    server = _Server(uvicorn.Config(front, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve(sockets=[listening.dup()]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def _issue_below_full(client: httpx.AsyncClient, trip: str, own: FeedAddress) -> FeedAddress:
@@ -187,7 +222,9 @@ async def _issue_below_full(client: httpx.AsyncClient, trip: str, own: FeedAddre
 
 
 async def _served(client: httpx.AsyncClient, feed: FeedAddress) -> bytes:
-    answer = await client.get(feed.url)
+    until = time.monotonic() + 180
+    while "etag" not in (answer := await client.get(feed.url)).headers:  # its first body takes its time
+        assert time.monotonic() < until, answer.text
     assert answer.status_code == 200
     return answer.content
 
@@ -217,13 +254,13 @@ async def _listed(client: httpx.AsyncClient, path: str) -> dict[str, Thing]:
     return things
 
 
-async def _settled(engines: Mapping[str, AsyncEngine]) -> None:
+async def _settled(engines: Mapping[str, AsyncEngine], apps: Mapping[str, FastAPI]) -> None:
     """Until every message was taken in by all that listen, and nothing is left to be rendered or looked at."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not await _is_settled(engines):
         assert time.monotonic() < until, "the demo did not settle"
         await asyncio.sleep(0.1)
-    await asyncio.sleep(0.4)  # the shelf looks four times a second
+    assert await apps["notifications"].state.shelf.look_again(60)
 
 
 async def _is_settled(engines: Mapping[str, AsyncEngine]) -> bool:
@@ -233,7 +270,10 @@ async def _is_settled(engines: Mapping[str, AsyncEngine]) -> bool:
             heard = f"SELECT coalesce(sum(sequence), 0) FROM consumer_marks WHERE topic = 'attache.{producer}.cleared'"
             if await _number(engines[consumer], heard) != told:
                 return False
-    pending = "SELECT (SELECT count(*) FROM marks) + (SELECT count(*) FROM consumer_offsets WHERE behind)"
+    pending = """
+    SELECT (SELECT count(*) FROM marks) + (SELECT count(*) FROM consumer_offsets WHERE behind)
+        + (SELECT count(*) FROM consumer_marks WHERE waits_for IS NOT NULL OR epoch = 0)
+    """
     return await _number(engines["notifications"], pending) == 0
 
 

@@ -58,6 +58,9 @@ class SilentBus:
     async def id_at(self, place: Place) -> str | None:
         return None
 
+    async def tail(self, topic: str, behind: Mapping[int, int], limit: int) -> list[Delivery]:
+        return []
+
     async def subscribe(
         self, group: str, topics: Sequence[str], *, on_assigned: Assigned, on_revoked: Revoked
     ) -> "SilentSubscription":
@@ -105,12 +108,13 @@ class Messages:
 
     engine: AsyncEngine
     trip: UUID = field(default_factory=uuid4)
+    traceparent: str | None = None
 
     async def tell(self, name: str, kind: str, thing: UUID, body: Mapping[str, Any]) -> None:
         """One message; `body` lacks the ids alone."""
         async with self.engine.begin() as connection:
             await connection.execute(text("SELECT 1"))
-            await reactions.fold(connection, self.message(name, kind, thing, body))
+            await reactions.fold(connection, [self.message(name, kind, thing, body)])
 
     def message(self, name: str, kind: str, thing: UUID, body: Mapping[str, Any]) -> Message:
         now = datetime.now(UTC)
@@ -126,7 +130,7 @@ class Messages:
             key=str(self.trip),
             sequence=1,
             epoch=0,
-            traceparent=None,
+            traceparent=self.traceparent,
             correlation_id=None,
             body=json.loads(json.dumps({**ids, **body}, default=str)),
         )
@@ -244,7 +248,7 @@ class Notifications:
         issued: dict[str, Any] = answer.json()
         return issued
 
-    async def get_until(self, url: str, held: Callable[[bytes], bool], patience: float = 8.0) -> bytes:
+    async def get_until(self, url: str, held: Callable[[bytes], bool], patience: float = 60.0) -> bytes:
         """The feed, as soon as its body is as wanted."""
         until = time.monotonic() + patience
         while not held(body := (await self.anyone.get(url)).content):
@@ -283,7 +287,9 @@ async def running_notifications() -> AsyncIterator[Stoppable]:
 
 
 @pytest.fixture
-async def make_notifications(tokens: tuple[Path, str, str], running_notifications: Stoppable) -> MakeNotifications:
+async def make_notifications(
+    tokens: tuple[Path, str, str], running_notifications: Stoppable, patience: None
+) -> MakeNotifications:
     path, planner, staff = tokens
 
     async def make(

@@ -29,12 +29,14 @@ from services.schedule.main import create_app as schedule_app
 from services.schedule.settings import ScheduleSettings
 from shared.bus import Topic
 from shared.bus_local import LocalBus
+from shared.bus_local_member import LocalTimes
 from shared.command import Desk
 from shared.database import make_engine
 from shared.event_store import StoredEvent
 from shared.messages import record, topic_of
 from shared.settings import load
 from shared.tokens import add_token
+from tests.patience import SECONDS
 
 BUS = "shared/bus_migrations"
 NOWHERE = "http://127.0.0.1:9"
@@ -134,7 +136,7 @@ class Api:
         service = self.app.state.service
         return bool(service.relay.state.leads and service.consumer.state.assigned)
 
-    async def until(self, happened: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    async def until(self, happened: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
         """Looks again until it is so."""
         end = time.monotonic() + seconds
         while not await happened():
@@ -158,7 +160,7 @@ async def running(
             timeout=30,
         ) as client,
     ):
-        bus = Bus(bus=LocalBus(engine), service=heard, body_of=body_of)
+        bus = Bus(bus=LocalBus(engine, times=LocalTimes(send=SECONDS)), service=heard, body_of=body_of)
         await bus.bus.ensure_topics([Topic(name=topic_of(heard, openly=False))])
         api = Api(app=app, client=client, bus=bus, tokens=tokens)
         await api.until(api.settled)

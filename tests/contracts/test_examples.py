@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from deploy.asyncapi import DEAD_LETTER_ATTRIBUTES
 from deploy.contracts import MODELS
 from deploy.schemas import ENVELOPE, envelope_schema, message_schema, type_of
 from shared import contracts
-from shared.contract_values import Instant, Value
+from shared.contracts import bodies
+from shared.contracts.parked import MessageParked
+from shared.contracts.values import Instant, Message, Value
 from shared.dead_letters import _record
 from shared.messages import read_structured
 
@@ -43,7 +46,7 @@ def stored_type(path: Path) -> str:
     return path.stem.removesuffix(".open")
 
 
-def model_of(path: Path) -> type[contracts.Message]:
+def model_of(path: Path) -> type[Message]:
     return contracts.MESSAGES[path.stem.partition(".")[0]]
 
 
@@ -77,7 +80,7 @@ def test_a_reader_takes_an_example(path: Path) -> None:
     document = example(path)
     message = read_structured(document)
     assert f"{message.type}.v{message.version}" == stored_type(path)
-    body = contracts.read(model_of(path), message.body)
+    body = bodies.read(model_of(path), message.body)
     assert json.loads(body.model_dump_json(exclude_unset=True)) == document["data"]
 
 
@@ -96,17 +99,17 @@ def test_no_required_field_of_an_example_can_be_left_out(path: Path) -> None:
         without = {key: value for key, value in body.items() if key != name}
         assert errors(schema, without) == [f"{name!r} is a required property"]
         with pytest.raises(ValidationError):
-            contracts.read(model_of(path), without)
+            bodies.read(model_of(path), without)
 
 
 @each
 def test_a_reader_ignores_what_it_does_not_know_and_a_writer_forbids_it(path: Path) -> None:
     model, body = model_of(path), example(path)["data"]
     later = _with_more(body)
-    assert contracts.read(model, later) == contracts.read(model, body)
+    assert bodies.read(model, later) == bodies.read(model, body)
     assert errors(schema_of(path), later) == []
     with pytest.raises(ValidationError):
-        contracts.write(model, later, openly=True)
+        bodies.write(model, later, openly=True)
 
 
 @each
@@ -115,7 +118,7 @@ def test_a_reader_takes_values_that_it_has_not_heard_of(path: Path) -> None:
     for name in ("status", "kind", "mode", "function", "level"):
         if name in body:
             later = {**body, name: "of-a-later-version"}
-            assert getattr(contracts.read(model_of(path), later), name) == "of-a-later-version"
+            assert getattr(bodies.read(model_of(path), later), name) == "of-a-later-version"
             assert errors(schema_of(path), later) == []
 
 
@@ -128,7 +131,7 @@ def test_a_field_that_did_not_change_is_absent_and_never_null(path: Path) -> Non
         assert (errors(schema, null) == []) is nullable, name
         if not nullable:
             with pytest.raises(ValidationError):
-                contracts.read(model_of(path), null)
+                bodies.read(model_of(path), null)
 
 
 @each
@@ -150,18 +153,32 @@ def test_the_two_examples_of_an_event_differ_in_number_cause_and_body_alone() ->
             }
 
 
+PARKED_ROW = {
+    "topic": "attache.schedule.cleared",
+    "number": 5,
+    "offset": 207,
+    "message_id": None,
+    "slug": "undecodable",
+    "parked_at": datetime(2023, 11, 7, 10, 5, 6, 789, tzinfo=timezone(timedelta(hours=9))),
+}
+
+
 def test_an_announcement_of_a_parked_message_is_as_its_example() -> None:
     expected = example(PARKED)
-    record = _record(
-        "notifications",
-        {"topic": "attache.schedule.cleared", "number": 5, "offset": 207, "message_id": None, "slug": "undecodable"},
-    )
+    record = _record("notifications", PARKED_ROW)
     headers = dict(record.headers)
     attributes = {name: headers[f"ce_{name}"] for name in DEAD_LETTER_ATTRIBUTES}
     assert {**attributes, "data": json.loads(record.body)} == expected
     assert set(headers) == {"content-type", *(f"ce_{name}" for name in DEAD_LETTER_ATTRIBUTES)}
-    assert errors(message_schema(contracts.MessageParked), expected["data"]) == []
-    assert contracts.read(contracts.MessageParked, expected["data"]).offset == 207
+    assert errors(message_schema(MessageParked), expected["data"]) == []
+    assert bodies.read(MessageParked, expected["data"]).offset == 207
+
+
+def test_an_announcement_of_what_only_the_producers_log_had_keeps_the_contract() -> None:
+    record = _record("notifications", {**PARKED_ROW, "number": None, "offset": None, "message_id": "b", "slug": "s"})
+    body = json.loads(record.body)
+    assert errors(message_schema(MessageParked), body) == []
+    assert (body["partition"], body["offset"], record.key) == (-1, -1, "attache.schedule.cleared/-1")
 
 
 def test_every_model_is_frozen_and_says_when_it_is_sent() -> None:

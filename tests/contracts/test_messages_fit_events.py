@@ -13,7 +13,8 @@ from services.participants import delegation, member
 from services.schedule import meeting, movement, stop, trip
 from services.schedule.venue import Press
 from shared import contracts
-from shared.contract_values import is_internal
+from shared.contracts.meeting import MeetingScheduled
+from shared.contracts.values import is_internal
 
 NAMES = {"origin": "from", "destination": "to"}
 CLASSES: dict[str, Any] = {
@@ -69,7 +70,7 @@ def test_a_message_of_a_change_requires_what_always_changes(name: str, journey: 
 
 
 def test_a_rotation_tells_that_it_happened_and_nothing_else() -> None:
-    assert set(contracts.FeedLinkRotated.model_fields) == {"trip", "feed_link"}
+    assert set(contracts.MESSAGES["FeedLinkRotated"].model_fields) == {"trip", "feed_link"}
 
 
 def test_a_cleared_message_tells_what_was_stored(journey: list[Any], telling: Mapping[str, Any]) -> None:
@@ -90,7 +91,7 @@ def test_the_known_values_of_a_message_are_those_of_the_trade() -> None:
         for field, hint in get_type_hints(FIELDS[name]).items():
             if get_origin(hint) is Literal:
                 assert tuple(schema["properties"][field]["examples"]) == get_args(hint), (name, field)
-    press = message_schema(contracts.MeetingScheduled)["definitions"]["Press"]
+    press = message_schema(MeetingScheduled)["definitions"]["Press"]
     assert tuple(press["properties"]["tag"]["examples"]) == get_args(get_type_hints(Press)["tag"])
 
 

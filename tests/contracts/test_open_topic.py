@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from services.schedule.meeting import MeetingMoved, MeetingRescheduled, MeetingRevised
 from services.schedule.movement import MovementChanged
 from shared import contracts
+from shared.contracts import bodies
+from shared.contracts.meeting import MeetingScheduled, Venue
+from shared.contracts.member import MemberChanged
 
 INTERNAL = {
     "Movement": {"hard", "notes"},
@@ -36,7 +39,7 @@ def opened_by_the_table(name: str, cleared: dict[str, Any]) -> dict[str, Any]:
     return opened
 
 
-def bodies(event: Any, telling: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+def bodies_of(event: Any, telling: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     """Type, cleared and open body; None where the open topic does not carry the event."""
     name = type(event).__name__
     told = telling[name]
@@ -61,7 +64,7 @@ def test_an_open_message_is_the_cleared_one_without_what_stands_above(
     journey: list[Any], telling: Mapping[str, Any]
 ) -> None:
     for event in journey:
-        name, cleared, opened = bodies(event, telling)
+        name, cleared, opened = bodies_of(event, telling)
         if opened is not None:
             assert opened == opened_by_the_table(name, cleared)
 
@@ -69,7 +72,9 @@ def test_an_open_message_is_the_cleared_one_without_what_stands_above(
 def test_an_event_that_says_nothing_below_is_not_on_the_open_topic(
     journey: list[Any], telling: Mapping[str, Any]
 ) -> None:
-    hidden = [(type(event).__name__, sorted(event.changed)) for event in journey if bodies(event, telling)[2] is None]
+    hidden = [
+        (type(event).__name__, sorted(event.changed)) for event in journey if bodies_of(event, telling)[2] is None
+    ]
     assert hidden == [
         ("MovementChanged", ["notes"]),
         ("MeetingRescheduled", ["hard"]),
@@ -82,7 +87,7 @@ def test_an_event_that_says_nothing_below_is_not_on_the_open_topic(
 
 def test_what_differs_above_alone_is_not_told_as_a_change(journey: list[Any], telling: Mapping[str, Any]) -> None:
     """That something about a person changed is a fact too."""
-    changed = [bodies(event, telling)[2] for event in journey if type(event).__name__ == "MemberChanged"]
+    changed = [bodies_of(event, telling)[2] for event in journey if type(event).__name__ == "MemberChanged"]
     assert changed[2] is not None
     assert changed[2].keys() == {"trip", "member", "delegation", "function", "was"}
     assert changed[2]["was"] == {"function": "note-taker"}
@@ -91,40 +96,40 @@ def test_what_differs_above_alone_is_not_told_as_a_change(journey: list[Any], te
 @pytest.mark.parametrize("conference", ["tel:+81-3", "mailto:a@b.test", "sip:a@b.test", "callto:a", "http://a.test"])
 def test_an_address_for_a_call_is_open_only_if_it_is_one_of_the_web(conference: str) -> None:
     venue = {"name": "Ministry", "address": None, "geo": None}
-    assert contracts.Venue.model_validate({**venue, "conference": conference}).below() == venue
+    assert Venue.model_validate({**venue, "conference": conference}).below() == venue
     web = {**venue, "conference": "HTTPS://meet.test/1"}
-    assert contracts.Venue.model_validate(web).below() == web
+    assert Venue.model_validate(web).below() == web
 
 
 def test_a_writer_forbids_what_is_not_declared(journey: list[Any]) -> None:
     for event in journey:
         model = contracts.MESSAGES[type(event).__name__]
         with pytest.raises(ValidationError):
-            contracts.write(model, {**contracts.flattened(event), "secret_hash": "canary"}, openly=False)
+            bodies.write(model, {**bodies.flattened(event), "secret_hash": "canary"}, openly=False)
 
 
 @pytest.mark.parametrize("kind", [MeetingMoved, MeetingRescheduled, MeetingRevised, MovementChanged])
 def test_no_change_is_stored_without_its_old_value(kind: type, journey: list[Any]) -> None:
     event = next(event for event in journey if type(event) is kind)
-    body = contracts.flattened(event)
+    body = bodies.flattened(event)
     forgotten = next(iter(body["was"]))
     body["was"] = {name: value for name, value in body["was"].items() if name != forgotten}
     with pytest.raises(ValueError, match=f"lacks {forgotten}"):
-        contracts.opens(contracts.MESSAGES[kind.__name__], body)
+        bodies.opens(contracts.MESSAGES[kind.__name__], body)
 
 
 def test_no_whole_is_stored_that_lacks_something(journey: list[Any]) -> None:
-    body = contracts.flattened(next(event for event in journey if type(event).__name__ == "MeetingScheduled"))
+    body = bodies.flattened(next(event for event in journey if type(event).__name__ == "MeetingScheduled"))
     del body["notes"]
     with pytest.raises(ValueError, match="MeetingScheduled lacks notes"):
-        contracts.opens(contracts.MeetingScheduled, body)
+        bodies.opens(MeetingScheduled, body)
 
 
 def test_an_event_of_the_past_is_told_though_its_message_has_more_fields_now(journey: list[Any]) -> None:
-    body = contracts.flattened(next(event for event in journey if type(event).__name__ == "MeetingScheduled"))
+    body = bodies.flattened(next(event for event in journey if type(event).__name__ == "MeetingScheduled"))
     del body["press"]
     for openly in (False, True):
-        assert "press" not in json.loads(contracts.write(contracts.MeetingScheduled, body, openly=openly))
+        assert "press" not in json.loads(bodies.write(MeetingScheduled, body, openly=openly))
 
 
 def test_no_half_of_a_person_is_stored() -> None:
@@ -132,8 +137,8 @@ def test_no_half_of_a_person_is_stored() -> None:
     body = {"trip": "11111111-0000-4000-8000-000000000001", "member": "66666666-0000-4000-8000-000000000001"}
     body["delegation"] = "55555555-0000-4000-8000-000000000001"
     with pytest.raises(ValueError, match=r"MemberChanged lacks personal\.contact"):
-        contracts.opens(
-            contracts.MemberChanged,
+        bodies.opens(
+            MemberChanged,
             {**body, "personal": {"name": "Lee", "title": None}, "was": {"personal": whole}},
         )
 

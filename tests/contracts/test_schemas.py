@@ -16,8 +16,10 @@ from deploy.promises import broken, promise
 from deploy.schemas import Schema, message_schema, type_of
 from shared import contracts
 from shared.bus import Topic
-from shared.service import Service, make_service
+from shared.contracts.meeting import MeetingScheduled
+from shared.service import Service
 from shared.settings import Settings
+from shared.wiring import Footing, make_service
 
 SCHEMAS = ROOT / FOLDER
 SCHEDULED = "MeetingScheduled.v1"
@@ -26,12 +28,12 @@ SCHEDULED = "MeetingScheduled.v1"
 @pytest.fixture
 def schema() -> Schema:
     """One message's schema, to be changed."""
-    return deepcopy(message_schema(contracts.MeetingScheduled))
+    return deepcopy(message_schema(MeetingScheduled))
 
 
 def breaks(schema: Schema) -> list[str]:
     """What another schema of the message would break."""
-    return broken({SCHEDULED: promise(message_schema(contracts.MeetingScheduled))}, {SCHEDULED: promise(schema)})
+    return broken({SCHEDULED: promise(message_schema(MeetingScheduled))}, {SCHEDULED: promise(schema)})
 
 
 def test_the_checked_in_files_are_what_the_code_says() -> None:
@@ -172,18 +174,16 @@ def _service(name: str) -> Service:
     """Wired to nothing: it is only asked what it would do."""
     nothing: Any = None
     return make_service(
+        Footing(engine=nothing, bus=nothing, topic=Topic(name="any"), token="", client=httpx.AsyncClient()),
         name=name,
-        engine=nothing,
+        migrations="",
         store=nothing,
-        bus=nothing,
         project=nothing,
         openly=nothing,
         body_of=nothing,
         apply={},
+        anew={},
         bases={},
-        token="",
-        migrations="",
-        client=httpx.AsyncClient(),
     )
 
 

@@ -28,6 +28,7 @@ from services.demo.trip_file import DEMO, TripFile, read_trip_file
 
 Trouble = Callable[[str], "Answer | Exception | None"]
 HASTY = Patience(unknown=0.5, away=0.5, pause=0.001)
+PATIENT = Patience(unknown=120, away=120, pause=0.001)
 
 
 class Killed(Exception):
@@ -338,7 +339,7 @@ async def test_thing_that_is_not_yet_known_is_waited_for(trip_file: TripFile, ke
     api = Api(before=once(unknown, at=2, times=3))
 
     async with client_of(api) as client:
-        await play(trip_file, client, kept, patience=HASTY)
+        await play(trip_file, client, kept, patience=PATIENT)
 
     assert api.done == ORDER
 
@@ -372,7 +373,7 @@ async def test_service_that_is_away_for_a_while_is_waited_for(
     api = Api(**{moment: once(trouble, at=5, times=4)})  # type: ignore[arg-type]
 
     async with client_of(api) as client:
-        loaded = await play(trip_file, client, kept, patience=HASTY)
+        loaded = await play(trip_file, client, kept, patience=PATIENT)
 
     assert api.done == ORDER
     assert loaded.feeds == feeds(ours="/feeds/secret-8.ics", theirs="/feeds/secret-9.ics")
@@ -383,7 +384,7 @@ async def test_address_lost_in_an_answer_that_never_came_is_replaced(trip_file: 
     api = Api(after=lost)
 
     async with client_of(api) as client:
-        loaded = await play(trip_file, client, kept, patience=HASTY)
+        loaded = await play(trip_file, client, kept, patience=PATIENT)
 
     assert api.done.count("rotate") == 1
     assert loaded.feeds[0].url == f"/feeds/{api.things['feed-link-2']['secret']}.ics"

@@ -6,11 +6,9 @@ import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,132 +17,23 @@ import asyncpg
 import httpx
 import pytest
 
-from deploy.kafka_node import KafkaNode, free_port
+from deploy.kafka_node import KafkaNode
 from services.demo.load_file import Loaded, LoadFile
 from services.demo.player import play
 from services.demo.trip_file import DEMO, read_trip_file
-from shared.bus import Bus, Partition
-from shared.bus_kafka import KafkaBus
-from shared.bus_local import LocalBus
-from shared.database import make_engine
-from shared.messages import read_delivery, topic_of
-from shared.tokens import add_token
+from shared.messages import topic_of
+from tests.trio_fixture import ROOT, SERVICES, Trio, settled, told, until
 
 if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
     from tests.e2e.conftest import StartUp
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("schedule", "participants", "notifications")
-BASE = "http://attache.test"
+GRACE_PERIOD = 45.0
+"""Seconds after which Compose kills what was asked to stop."""
 UUIDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SEQUENCES = re.compile(r"^SEQUENCE:([0-9]+)\r$", re.MULTILINE)
+MODIFIED = re.compile(r"^LAST-MODIFIED:(.*)\r$", re.MULTILINE)
 STAMPS = re.compile(r"^(DTSTAMP|LAST-MODIFIED|CREATED):.*$", re.MULTILINE)
-
-
-class ByPath(httpx.AsyncBaseTransport):
-    """One address in front of three, as the proxy has it: the first part of the path names the service."""
-
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        self._ports = {**ports, "feeds": ports["notifications"]}
-        self._inner = httpx.AsyncHTTPTransport()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        port = self._ports[request.url.path.split("/")[1]]
-        request.url = request.url.copy_with(scheme="http", host="127.0.0.1", port=port)
-        return await self._inner.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-@dataclass(kw_only=True)
-class Trio:
-    """The three processes, their databases and their bus."""
-
-    folder: Path
-    databases: Mapping[str, str]
-    environment: Mapping[str, str]
-    ports: Mapping[str, int]
-    token: str
-    bus: Callable[[], Bus]
-    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-
-    def start(self, *names: str) -> None:
-        for name in names:
-            self.processes[name] = self._run(name, "serve")
-
-    def command(self, command: str, *names: str) -> dict[str, int]:
-        """Run one command of each service at the same time; their exit codes."""
-        running = {name: self._run(name, command) for name in names}
-        return {name: process.wait(60) for name, process in running.items()}
-
-    def stop(self, number: signal.Signals, *names: str) -> dict[str, int]:
-        for name in names:
-            self.processes[name].send_signal(number)
-        return {name: self.processes.pop(name).wait(20) for name in names}
-
-    def client(self) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx.AsyncClient(transport=ByPath(self.ports), base_url=BASE, headers=headers, timeout=15)
-
-    def said(self) -> str:
-        return "\n".join((self.folder / f"{name}.log").read_text()[-3000:] for name in SERVICES)
-
-    def _run(self, name: str, command: str) -> "subprocess.Popen[bytes]":
-        with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", f"services.{name}", command],
-                cwd=ROOT,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-
-@pytest.fixture
-async def make_trio(make_database: Callable[..., Awaitable[str]], tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """`await make_trio("host:port" | None)`: nothing serves yet. On the local bus the command line has migrated."""
-    trios: list[Trio] = []
-    engines = []
-
-    async def make(kafka: str | None) -> Trio:
-        migrated = {name: f"services/{name}/migrations" for name in SERVICES} if kafka else {}
-        databases = {name: await make_database(migrated.get(name)) for name in (*SERVICES, "bus")}
-        ports = {name: free_port() for name in SERVICES}
-        environment = {
-            "BUS": "kafka" if kafka else "local",
-            "BUS_URL": databases["bus"],
-            "KAFKA_BOOTSTRAP": kafka or "",
-            "TOKENS_FILE": str(tmp_path / "tokens"),
-            "SERVICE_TOKEN": add_token(tmp_path / "tokens", "services", ("service",)),
-            "PUBLIC_URL": BASE,
-            "LOG_FORMAT": "json",
-            **{f"{name.upper()}_DATABASE_URL": databases[name] for name in SERVICES},
-            **{f"{name.upper()}_URL": f"http://127.0.0.1:{port}" for name, port in ports.items()},
-            **{f"{name.upper()}_PORT": str(port) for name, port in ports.items()},
-        }
-        engines.append(make_engine(databases["bus"], name="test-bus"))
-        trio = Trio(
-            folder=tmp_path,
-            databases=databases,
-            environment=environment,
-            ports=ports,
-            token=add_token(tmp_path / "tokens", "test", ("planner", "staff", "operator")),
-            bus=lambda: KafkaBus(kafka) if kafka else LocalBus(engines[0]),
-        )
-        trios.append(trio)
-        if not kafka:
-            assert trio.command("migrate", *SERVICES) == dict.fromkeys(SERVICES, 0), trio.said()
-        return trio
-
-    yield make
-    for trio in trios:
-        for process in trio.processes.values():
-            process.kill()
-            process.wait()
-    for engine in engines:
-        await engine.dispose()
 
 
 @pytest.fixture
@@ -152,7 +41,7 @@ def one_process_feeds(start_up: "StartUp", loaded_folder: Path) -> dict[tuple[st
     """Every feed of the demo trip as the one process on the local bus serves it, by delegation and level."""
     up = start_up(loaded_folder)
     run = up.ready()
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=120) as client:
         feeds = {
             (feed["delegation"], feed["level"]): _comparable(client.get(feed["url"]).text) for feed in run["feeds"]
         }
@@ -171,12 +60,11 @@ async def test_three_processes_do_as_the_one_and_lose_nothing_when_each_is_kille
     trio.start(*SERVICES)
     async with trio.client() as client:
         loaded = await play(read_trip_file(DEMO), client, LoadFile(trio.folder / "load.json"))
-        await _settled(trio, client)
-        feeds = {(feed.delegation, feed.level): _comparable(await _text(client, feed.url)) for feed in loaded.feeds}
-        assert feeds == one_process_feeds
+        await settled(trio, client)
+        await _served(client, loaded, one_process_feeds)
         await _measure(client, loaded, bus)
         await _kill_each_in_a_stream(trio, client, loaded)
-        await _settled(trio, client)
+        await settled(trio, client)
         await _nothing_lost_or_repeated(trio)
         await _stopped_in_the_middle_of_commands(trio, client, loaded)
         assert trio.command("verify", *SERVICES) == dict.fromkeys(SERVICES, 0), trio.said()
@@ -191,15 +79,11 @@ async def test_kafka_that_is_away_holds_up_no_command_and_no_feed_and_then_all_a
     trio.start(*SERVICES)
     async with trio.client() as client:
         await _alive(trio, client)
-        trip = await _new(client, "/schedule/trips", TRIP)
-        stop = await _new(client, f"/schedule/trips/{trip}/stops", STOP)
-        meeting = await _new(client, f"/schedule/trips/{trip}/meetings", {**MEETING, "stop": stop})
+        trip, _, meeting = await _planned(client)
         node.start()
-        node.wait_ready()
-        delegation = await _new(client, f"/participants/trips/{trip}/delegations", {"name": "Ours", "kind": "own"})
-        link = {"delegation": delegation, "level": "full", "label": "Ours"}
-        url = (await _do(client, f"/notifications/trips/{trip}/feed-links", link, patience=30))["url"]
-        await _settled(trio, client)
+        node.wait_ready(180)
+        delegation, url = await _subscribed(client, trip)
+        await settled(trio, client)
         await _until_in(client, url, "SUMMARY:Talks")
         node.kill()
         for number in range(10):
@@ -208,14 +92,122 @@ async def test_kafka_that_is_away_holds_up_no_command_and_no_feed_and_then_all_a
         assert "SUMMARY:Talks" in await _text(client, url)
         for name in SERVICES:
             assert (await client.get(f"/{name}/healthz")).status_code == 200
-        await _until(lambda: _stalled(client, "schedule"), 20, trio)
+        await until(lambda: _stalled(client, "schedule"), 120, trio)
         node.start()
-        node.wait_ready()
-        await _until_in(client, url, "SUMMARY:Talks 9", 30)
-        await _settled(trio, client)
+        node.wait_ready(180)
+        await _until_in(client, url, "SUMMARY:Talks 9")
+        await settled(trio, client)
         await _nothing_lost_or_repeated(trio)
         codes = trio.stop(signal.SIGTERM, *SERVICES)
     assert codes == dict.fromkeys(SERVICES, 0), trio.said()
+
+
+@pytest.mark.parametrize("bus", ["local", "kafka"])
+async def test_a_database_that_is_put_back_takes_its_ghosts_out_of_the_feeds(
+    bus: str,
+    request: pytest.FixtureRequest,
+    make_trio: Callable[..., Awaitable[Trio]],
+    postgres_server: "PostgresServer",
+) -> None:
+    trio = await make_trio(request.getfixturevalue("kafka_address") if bus == "kafka" else None)
+    trio.start(*SERVICES)
+    async with trio.client() as client:
+        await _alive(trio, client)
+        trip, stop, meeting = await _planned(client)
+        url = (await _subscribed(client, trip))[1]
+        await _until_in(client, url, "SUMMARY:Talks")
+        await settled(trio, client)
+        before = await _text(client, url)
+        assert trio.stop(signal.SIGTERM, "schedule") == {"schedule": 0}, trio.said()
+        live, backup = await _copied(postgres_server, trio.databases["schedule"])
+        trio.start("schedule")
+        await _alive(trio, client)
+        ghost = {**MEETING, "stop": stop, "title": "Ghost", "start": "2023-03-02T14:00:00"}
+        await _new(client, f"/schedule/trips/{trip}/meetings", ghost)
+        await _do(client, f"/schedule/meetings/{meeting}/revise", {"title": "Ghost talks"})
+        await _until_in(client, url, "SUMMARY:Ghost")
+        await _until_in(client, url, "SUMMARY:Ghost talks")
+        assert trio.command("restored", "schedule") == {"schedule": 1}  # it runs
+        trio.stop(signal.SIGKILL, "schedule")
+        await _put_back(postgres_server, live, backup)
+        assert trio.command("restored", "schedule") == {"schedule": 0}, trio.said()
+        trio.start("schedule")
+        await _until_in(client, url, "SUMMARY:Talks")
+        after = await _text(client, url)
+        assert "SUMMARY:Ghost" not in after
+        assert _unstamped(after) == _unstamped(before)
+        assert sorted(SEQUENCES.findall(after)) == ["0", "1"]  # the stop's, and the meeting's that went back
+        await _do(client, f"/schedule/meetings/{meeting}/revise", {"title": "True talks"})
+        await _until_in(client, url, "SUMMARY:True talks")
+        await settled(trio, client)
+        trio.stop(signal.SIGTERM, *SERVICES)
+        assert trio.command("verify", *SERVICES) == dict.fromkeys(SERVICES, 0), trio.said()
+
+
+async def test_when_all_databases_are_put_back_no_calendar_entry_is_told_as_an_older_one(
+    make_trio: Callable[..., Awaitable[Trio]], postgres_server: "PostgresServer"
+) -> None:
+    """What calendars saw after the backup is known to nobody any more: the feeds' own database was put back too."""
+    trio = await make_trio(None)
+    trio.start(*SERVICES)
+    async with trio.client() as client:
+        await _alive(trio, client)
+        trip, _, meeting = await _planned(client)
+        url = (await _subscribed(client, trip))[1]
+        await _until_in(client, url, "SUMMARY:Talks")
+        await settled(trio, client)
+        before = await _text(client, url)
+        trio.stop(signal.SIGTERM, *SERVICES)
+        copies = [await _copied(postgres_server, trio.databases[name]) for name in SERVICES]
+        trio.start(*SERVICES)
+        await _alive(trio, client)
+        for hour in (11, 12, 13):
+            await _do(client, f"/schedule/meetings/{meeting}/reschedule", {"start": f"2023-03-02T{hour}:00:00"})
+        await _until_in(client, url, "DTSTART;TZID=Europe/Oslo:20230302T130000")
+        seen = await _text(client, url)
+        trio.stop(signal.SIGKILL, *SERVICES)
+        for live, backup in copies:
+            await _put_back(postgres_server, live, backup)
+        assert trio.command("restored", *SERVICES) == dict.fromkeys(SERVICES, 0), trio.said()
+        trio.start(*SERVICES)
+        await _alive(trio, client)
+        await _until_in(client, url, "DTSTART;TZID=Europe/Oslo:20230302T100000")
+        await settled(trio, client)
+        after = await _text(client, url)
+        assert _unstamped(after) == _unstamped(before)
+        highest = max(map(int, SEQUENCES.findall(seen)))
+        assert highest == 3
+        assert min(map(int, SEQUENCES.findall(after))) > highest
+        assert min(MODIFIED.findall(after)) > max(MODIFIED.findall(seen))
+        trio.stop(signal.SIGTERM, *SERVICES)
+        epochs = await _epochs(trio)
+        command = [sys.executable, "-m", "services", "restored", "--nothing-lost"]
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **trio.environment}, cwd=ROOT)
+        assert await process.wait() == 0
+        risen = {name for name, epoch in (await _epochs(trio)).items() if epoch > epochs[name]}
+        assert risen == {"schedule", "participants"}  # a drill's feeds keep every byte
+        assert trio.command("verify", *SERVICES) == dict.fromkeys(SERVICES, 0), trio.said()
+
+
+async def _epochs(trio: Trio) -> dict[str, int]:
+    found = {name: await _rows(trio.databases[name], "SELECT epoch FROM relay_cursor") for name in SERVICES}
+    return {name: rows[0][0] for name, rows in found.items()}
+
+
+async def _copied(server: "PostgresServer", url: str) -> tuple[str, str]:
+    """A backup of a database whose service does not run: the names of both."""
+    live = url.rsplit("/", 1)[1]
+    await server.execute(f"CREATE DATABASE {live}_backup OWNER {server.role} TEMPLATE {live}")
+    return live, f"{live}_backup"
+
+
+async def _put_back(server: "PostgresServer", live: str, backup: str) -> None:
+    await server.execute(f"DROP DATABASE {live} WITH (FORCE)")
+    await server.execute(f"ALTER DATABASE {backup} RENAME TO {live}")
+
+
+def _unstamped(feed: str) -> str:
+    return SEQUENCES.sub("", STAMPS.sub("", feed))
 
 
 async def _measure(client: httpx.AsyncClient, loaded: Loaded, bus: str) -> None:
@@ -235,7 +227,7 @@ async def _measure(client: httpx.AsyncClient, loaded: Loaded, bus: str) -> None:
     print(
         f"{bus}: command {statistics.median(took) * 1000:.0f} ms, to the feed {middle:.2f} s, at most {longest:.2f} s"
     )
-    assert longest < 5
+    assert middle < 8  # it is told by itself, and not found by who looks each half minute
 
 
 async def _kill_each_in_a_stream(trio: Trio, client: httpx.AsyncClient, loaded: Loaded) -> None:
@@ -244,12 +236,13 @@ async def _kill_each_in_a_stream(trio: Trio, client: httpx.AsyncClient, loaded: 
 
     async def stream() -> None:
         for number in range(60):
-            await _do(client, f"/schedule/meetings/{meeting}/revise", {"title": f"Talks {number}"}, patience=60)
-            await _do(client, f"/participants/delegations/{delegation}/rename", {"name": f"We {number}"}, patience=60)
+            await _do(client, f"/schedule/meetings/{meeting}/revise", {"title": f"Talks {number}"})
+            await _do(client, f"/participants/delegations/{delegation}/rename", {"name": f"We {number}"})
             if number % 20 == 7:
                 link = {"delegation": delegation, "level": "full", "label": f"Link {number}"}
                 path = f"/notifications/trips/{loaded.trip}/feed-links"
-                assert (await _do(client, path, link, patience=60))["url"]
+                # its address is told once: where the answer was lost with the process, the repeated one has none
+                assert (await _do(client, path, link))["label"] == f"Link {number}"
             await asyncio.sleep(0.02)
 
     streaming = asyncio.create_task(stream())
@@ -261,7 +254,7 @@ async def _kill_each_in_a_stream(trio: Trio, client: httpx.AsyncClient, loaded: 
         await _alive(trio, client)
     await streaming
     feed = next(feed for feed in loaded.feeds if feed.level == "full")
-    await _until_in(client, feed.url, "SUMMARY:Talks 59", 20)
+    await _until_in(client, feed.url, "SUMMARY:Talks 59")
 
 
 async def _stopped_in_the_middle_of_commands(trio: Trio, client: httpx.AsyncClient, loaded: Loaded) -> None:
@@ -275,12 +268,12 @@ async def _stopped_in_the_middle_of_commands(trio: Trio, client: httpx.AsyncClie
         return None
 
     under_way = [asyncio.create_task(one(number)) for number in range(12)]
-    await asyncio.sleep(0.03)
+    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
     began = time.monotonic()
     codes = await asyncio.to_thread(trio.stop, signal.SIGTERM, *SERVICES)
     seconds = time.monotonic() - began
     print(f"SIGTERM: {seconds:.1f} s")
-    assert (codes, seconds < 8) == (dict.fromkeys(SERVICES, 0), True), trio.said()
+    assert (codes, seconds < GRACE_PERIOD) == (dict.fromkeys(SERVICES, 0), True), trio.said()
     answered = [int(etag.strip('"')) for etag in await asyncio.gather(*under_way) if etag]
     revisions = await _rows(
         trio.databases["schedule"], "SELECT version FROM events WHERE stream = $1", f"meeting/{meeting}"
@@ -294,48 +287,36 @@ async def _nothing_lost_or_repeated(trio: Trio) -> None:
     bus = trio.bus()
     for name in SERVICES:
         stored = await _rows(trio.databases[name], "SELECT id, key, cleared_sequence FROM events ORDER BY position")
-        found = await _told(bus, topic_of(name, openly=False), {key for _, key, _ in stored})
+        found = await told(bus, topic_of(name, openly=False), {key for _, key, _ in stored})
         assert found == [(str(event), key, sequence) for event, key, sequence in sorted(stored, key=lambda r: r[1:])]
         parked = await _rows(trio.databases[name], "SELECT topic, key, sequence, slug FROM parked_messages")
         assert parked == []
     await bus.close()
 
 
-async def _told(bus: Bus, topic: str, keys: set[str]) -> list[tuple[str, str, int]]:
-    """A topic's messages of these keys, each once: by key, in the order of their first coming."""
-
-    async def start(partitions: frozenset[Partition]) -> Mapping[Partition, int]:
-        return dict.fromkeys(partitions, 0)
-
-    async def leave(partitions: frozenset[Partition]) -> None: ...
-
-    member = await bus.subscribe(f"test-{uuid4()}", [topic], on_assigned=start, on_revoked=leave)
-    seen: dict[str, tuple[str, str, int]] = {}
-    position: dict[Partition, int] = {}
-    try:
-        async with asyncio.timeout(20):
-            while len(member.assigned()) < 8 or any(
-                position.get(one, 0) < end for one, end in (await member.ends()).items()
-            ):
-                for partition, deliveries in (await member.fetch(1000, 0.1)).items():
-                    position[partition] = deliveries[-1].offset + 1
-                    for message in map(read_delivery, deliveries):
-                        if message.key in keys:
-                            seen.setdefault(message.id, (message.id, message.key, message.sequence))
-    finally:
-        await member.close()
-    return sorted(seen.values(), key=lambda one: one[1])  # stable: within a key as they came
+async def _served(client: httpx.AsyncClient, loaded: Loaded, wanted: Mapping[tuple[str, str], list[str]]) -> None:
+    """Feeds are what is wanted, within the moment that a stored body takes to come to who serves it."""
+    end = time.monotonic() + 120
+    while True:
+        feeds = {(feed.delegation, feed.level): _comparable(await _text(client, feed.url)) for feed in loaded.feeds}
+        if feeds == wanted or time.monotonic() > end:
+            break
+        await asyncio.sleep(0.1)
+    assert feeds == wanted
 
 
-async def _settled(trio: Trio, client: httpx.AsyncClient) -> None:
-    async def settled() -> bool:
-        reports = [(await client.get(f"/{name}/readyz")).json() for name in SERVICES]
-        counts = [
-            report.get(name) for report in reports for name in ("unpublished", "unheard", "catching_up", "waiting")
-        ]
-        return all(report["ready"] for report in reports) and counts == [0] * len(counts)
+async def _planned(client: httpx.AsyncClient) -> tuple[str, str, str]:
+    """A trip with one stop and one meeting, "Talks"."""
+    trip = await _new(client, "/schedule/trips", TRIP)
+    stop = await _new(client, f"/schedule/trips/{trip}/stops", STOP)
+    return trip, stop, await _new(client, f"/schedule/trips/{trip}/meetings", {**MEETING, "stop": stop})
 
-    await _until(settled, 60, trio)
+
+async def _subscribed(client: httpx.AsyncClient, trip: str) -> tuple[str, str]:
+    """A delegation of the trip, and the address of its feed."""
+    delegation = await _new(client, f"/participants/trips/{trip}/delegations", {"name": "Ours", "kind": "own"})
+    link = {"delegation": delegation, "level": "full", "label": "Ours"}
+    return delegation, (await _do(client, f"/notifications/trips/{trip}/feed-links", link))["url"]
 
 
 async def _alive(trio: Trio, client: httpx.AsyncClient) -> None:
@@ -343,7 +324,7 @@ async def _alive(trio: Trio, client: httpx.AsyncClient) -> None:
         answers = [await client.get(f"/{name}/healthz") for name in SERVICES]
         return all(answer.status_code == 200 for answer in answers)
 
-    await _until(alive, 30, trio)
+    await until(alive, 120, trio)
 
 
 async def _stalled(client: httpx.AsyncClient, service: str) -> bool:
@@ -351,17 +332,7 @@ async def _stalled(client: httpx.AsyncClient, service: str) -> bool:
     return answer.status_code == 503 and answer.json()["unpublished"] > 0
 
 
-async def _until(true: Callable[[], Awaitable[bool]], seconds: float, trio: Trio) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if await true():
-                return
-        assert time.monotonic() < until, trio.said()
-        await asyncio.sleep(0.05)
-
-
-async def _until_in(client: httpx.AsyncClient, url: str, line: str, seconds: float = 15) -> None:
+async def _until_in(client: httpx.AsyncClient, url: str, line: str, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while f"{line}\r\n" not in await _text(client, url):
         assert time.monotonic() < until, f"{line} did not come"
@@ -377,7 +348,7 @@ async def _text(client: httpx.AsyncClient, url: str) -> str:
         await asyncio.sleep(0.05)
 
 
-async def _do(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], patience: float = 5) -> dict[str, Any]:
+async def _do(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], patience: float = 120) -> dict[str, Any]:
     """One command, with one key, until it is answered."""
     headers = {"Idempotency-Key": str(uuid4())}
     until = time.monotonic() + patience

@@ -73,7 +73,7 @@ def icaljs() -> Callable[[bytes], list[dict[str, str | None]]]:
 
     def read(body: bytes) -> list[dict[str, str | None]]:
         program = [node, str(HERE / "read_with_icaljs.mjs"), str(package)]
-        done = subprocess.run(program, input=body, capture_output=True, check=True, timeout=30)
+        done = subprocess.run(program, input=body, capture_output=True, check=True, timeout=120)
         events: list[dict[str, str | None]] = json.loads(done.stdout)
         return events
 

@@ -141,6 +141,7 @@ async def test_rotated_and_revoked_link_is_answered_whole(world: World) -> None:
     assert (rotated.status_code, rotated.headers["etag"]) == (200, '"2"')
     assert rotated.json() == {**plain, "url": rotated.json()["url"]}
     assert rotated.json()["url"] not in (None, issued["url"])
+    assert len(rotated.json()["url"]) == len(issued["url"])  # as long a secret
     revoked_at = revoked.json()["revoked_at"]
     assert before <= datetime.fromisoformat(revoked_at) <= datetime.now(UTC)
     assert (revoked.status_code, revoked.headers["etag"]) == (200, '"3"')

@@ -7,10 +7,13 @@ offset, and for the hours at which the years begin and end.
 
 import calendar
 import re
+import zoneinfo
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from importlib import resources
 from itertools import pairwise
+from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -190,6 +193,25 @@ def test_zone_data_come_from_the_pinned_package(monkeypatch: pytest.MonkeyPatch)
     tokyo = time_zone("Asia/Tokyo")
     assert tokyo is not None
     assert (tokyo.key, time_zone("Etc/../Etc/UTC"), time_zone("Moon/Tranquility")) == ("Asia/Tokyo", None, None)
+
+
+def test_zone_files_of_the_machine_are_not_looked_at(tmp_path: Path) -> None:
+    utc = resources.files("tzdata").joinpath("zoneinfo", "Etc", "UTC").read_bytes()
+    (tmp_path / "Asia").mkdir()
+    (tmp_path / "Asia" / "Tokyo").write_bytes(utc)
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath([tmp_path])
+    ZoneInfo.clear_cache()
+    time_zone.cache_clear()
+    try:
+        machines, tokyo = ZoneInfo("Asia/Tokyo"), time_zone("Asia/Tokyo")
+    finally:
+        zoneinfo.reset_tzpath(before)
+        ZoneInfo.clear_cache()
+        time_zone.cache_clear()
+    noon = datetime(2023, 11, 7, 12, tzinfo=UTC)
+    assert tokyo is not None
+    assert [noon.astimezone(zone).hour for zone in (machines, tokyo)] == [12, 21]
 
 
 def test_release_of_the_tz_data_is_named() -> None:

@@ -7,7 +7,8 @@ Each test has names of its own, so that one broker serves them all.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +21,33 @@ from fastapi import FastAPI
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from deploy.kafka_node import free_port
 from shared.bus import Bus, Delivery, Partition, Place, Record, Topic
 from shared.bus_kafka import KafkaBus, KafkaTimes
 from shared.bus_local import LocalBus
 from shared.bus_local_member import LocalTimes
-from shared.consumer import Apply, Consumer, ConsumerTimes
+from shared.consumer import Consumer, ConsumerTimes
 from shared.database import driver_of, make_engine
 from shared.event_store import Append, Codec, EventStore, NewEvent, StoredEvent
 from shared.healer import Healer, HealerTimes
 from shared.http import install
 from shared.message_log import MessageLog, message_log_router
 from shared.messages import Message, record, topic_of
-from shared.relay import Relay
-from shared.service import Service, make_service
+from shared.relay import SILENCE_SECONDS, Relay
+from shared.service import Service
+from shared.settings import ROLES, Role
+from shared.taking import each
 from shared.tokens import TokenFile, add_token
+from shared.wiring import Footing, make_service
+from tests.patience import PLUMBING
 
-LOCAL = LocalTimes(poll=0.05, heartbeat=0.1, expiry=1.0, patience=3.0, send=5.0)
-KAFKA = KafkaTimes(heartbeat=0.2, session=6.0, patience=3.0, send=5.0)
-QUICK = ConsumerTimes(fetch=0.1, backoff=0.05, look=0.3)
+LOCAL = LocalTimes(poll=0.05, heartbeat=0.1, expiry=1.0, patience=30.0, send=60.0)
+KAFKA = KafkaTimes(heartbeat=0.2, session=30.0, patience=30.0, send=60.0)
+QUICK = ConsumerTimes(fetch=0.1, backoff=0.05, look=0.3, watchdog=300.0)
 HEALING = HealerTimes(retry=0.1, compare=0.6, missing=0.3)
 MIGRATIONS = "services/schedule/migrations"
 PARTITIONS = 4
 
+Hear = Callable[[AsyncConnection, Message], Awaitable[None]]
 Until = Callable[[Callable[[], Awaitable[bool]], float], Awaitable[None]]
 
 
@@ -66,8 +71,11 @@ class Publishing:
     """The token of somebody who may see metrics."""
     store: EventStore = field(default_factory=lambda: EventStore(Codec([Noted])))
     versions: dict[str, int] = field(default_factory=dict)
+    traceparent: str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     lost: set[str] = field(default_factory=set)
     """The `what`s that a producer of `send` leaves out."""
+    stopped: bool = False
+    """Whether its message log is as that of a service that does not run."""
 
     @property
     def cleared(self) -> str:
@@ -89,7 +97,7 @@ class Publishing:
             "occurred_at": "2023-11-07T09:25:00.000000Z",
             "correlation_id": str(uuid4()),
             "causation_id": str(uuid4()),
-            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "traceparent": self.traceparent,
         }
         async with self.engine.begin() as connection:
             await connection.execute(text("SELECT 1"))
@@ -110,7 +118,7 @@ class Publishing:
         kinds = (False, True) if event.open_sequence is not None else (False,)
         return [record(event, self.body(event, one), self.name, openly=one, epoch=epoch) for one in kinds]
 
-    def relay(self, bus: Bus | None = None) -> Relay:
+    def relay(self, bus: Bus | None = None, silence: float = SILENCE_SECONDS, look: float = 0.2) -> Relay:
         return Relay(
             service=self.name,
             engine=self.engine,
@@ -118,26 +126,34 @@ class Publishing:
             bus=bus or self.bus,
             topics=self.topics,
             to_records=self.to_records,
+            silence=silence,
+            look=look,
         )
 
-    def service(self, bus: Bus | None = None) -> Service:
+    def service(self, bus: Bus | None = None, roles: Collection[Role] = ROLES) -> Service:
         """All of a service's plumbing, with a consumer that hears its own messages; its probes are in the app then."""
-        service = make_service(
-            name=self.name,
+        footing = Footing(
             engine=self.engine,
-            store=self.store,
             bus=bus or self.bus,
+            topic=Topic(name="any", partitions=PARTITIONS),
+            token=self.token,
+            client=httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app)),
+            roles=roles,
+        )
+        service = make_service(
+            footing,
+            name=self.name,
+            migrations=MIGRATIONS,
+            store=self.store,
             project=None,  # no command is given here
             openly=lambda _: True,
             body_of=self.body,
             apply={self.name: {}},
+            anew={self.name: nothing_to_forget},
             bases={self.name: "http://publishing"},
-            token=self.token,
-            migrations=MIGRATIONS,
-            client=httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app)),
-            topic=Topic(name="any", partitions=PARTITIONS),
             times=QUICK,
         )
+        service.readiness.stalled = 3600.0
         self.app.include_router(service.router())
         return service
 
@@ -165,9 +181,21 @@ class Publishing:
             return await connection.scalar(text("SELECT position FROM relay_cursor")) or 0
 
     def message_log(self) -> MessageLog:
-        transport = httpx.ASGITransport(app=self.app)
-        client = httpx.AsyncClient(transport=transport)
+        client = httpx.AsyncClient(transport=_Door(self))
         return MessageLog(client=client, service=self.name, base="http://publishing", token=self.token)
+
+
+class _Door(httpx.ASGITransport):
+    """The way to a service's app; nobody answers where it is stopped."""
+
+    def __init__(self, publishing: Publishing) -> None:
+        super().__init__(app=publishing.app)
+        self._publishing = publishing
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._publishing.stopped:
+            raise httpx.ConnectError("the service is stopped", request=request)
+        return await super().handle_async_request(request)
 
 
 @dataclass(kw_only=True)
@@ -195,11 +223,17 @@ class Listening:
         if message.body["what"] in self.refused:
             raise ValueError(f"cannot take {message.body['what']}")
 
+    @contextlib.asynccontextmanager
+    async def anew(self, connection: AsyncConnection, key: str) -> AsyncIterator[None]:
+        """Forgets what was heard of a key."""
+        await connection.execute(text("DELETE FROM heard WHERE key = :key"), {"key": key})
+        yield
+
     def consumer(
         self,
         publishing: Publishing,
         *,
-        apply: Mapping[str, Apply] | None = None,
+        apply: Mapping[str, Hear] | None = None,
         topics: Sequence[Topic] | None = None,
         bus: Bus | None = None,
         times: ConsumerTimes = QUICK,
@@ -210,13 +244,14 @@ class Listening:
             engine=self.engine,
             bus=bus or self.open_bus(),
             topics=topics or publishing.topics[1:],
-            apply={"Noted.v1": self.hear} if apply is None else apply,
+            apply={name: each(hear) for name, hear in ({"Noted.v1": self.hear} if apply is None else apply).items()},
             applied=lambda: self.told.append(1),
             times=times,
         )
 
     def healer(self, consumer: Consumer, publishing: Publishing, times: HealerTimes = HEALING) -> Healer:
-        return Healer(consumer, {publishing.cleared: publishing.message_log()}, times)
+        logs = {publishing.cleared: publishing.message_log()}
+        return Healer(consumer, logs, {publishing.cleared: self.anew}, times)
 
     async def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What a query finds."""
@@ -233,7 +268,13 @@ class Listening:
         return await self.rows("SELECT key, sequence, slug FROM parked_messages ORDER BY id")
 
 
-async def _until(true: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+@contextlib.asynccontextmanager
+async def nothing_to_forget(connection: AsyncConnection, key: str) -> AsyncIterator[None]:
+    """Around the messages of a key that gave nothing."""
+    yield
+
+
+async def _until(true: Callable[[], Awaitable[bool]], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while not await true():
             await asyncio.sleep(0.02)
@@ -253,8 +294,29 @@ async def _running(*work: Awaitable[None]) -> AsyncIterator[None]:
 
 
 @pytest.fixture
+def as_shipped() -> None:
+    """Who asks for this has the times that the program has."""
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is given up because the machine stands still for a while."""
+    if "as_shipped" not in request.fixturenames:
+        for name, value in PLUMBING.items():
+            monkeypatch.setattr(name, value)
+
+
+@pytest.fixture
+def patient_locks(patient: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a lock, or a transaction in which nothing happens: for tests that hold one while they look around."""
+    if "as_shipped" not in request.fixturenames:
+        monkeypatch.setattr("shared.database.LOCK_TIMEOUT", "120s")
+        monkeypatch.setattr("shared.database.IDLE_IN_TRANSACTION_TIMEOUT", "120s")
+
+
+@pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
-    """`await until(condition, seconds=15)`: polls an async condition; TimeoutError when it does not come true."""
+    """`await until(condition, seconds=120)`: polls an async condition; TimeoutError when it does not come true."""
     return _until
 
 
@@ -389,24 +451,40 @@ class Gate:
     """A way to a database that can be shut: nobody answers at its port then, and who was through is thrown out."""
 
     url: URL
-    port: int = field(default_factory=free_port)
     _server: asyncio.Server | None = None
+    _kept: socket.socket = field(default_factory=lambda: _bound(0))
     _through: set[asyncio.StreamWriter] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.port: int = self._kept.getsockname()[1]
+
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._pass, sock=self._kept)
 
     async def shut(self) -> None:
+        """The port is kept: nobody else is to listen there meanwhile."""
         if self._server is not None:
             self._server.close()
+            self._server, self._kept = None, _bound(self.port)
         for writer in self._through:
             writer.transport.abort()
+
+    def end(self) -> None:
+        self._kept.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection(self.url.host, self.url.port)
         self._through |= {writer, inner_writer}
         with contextlib.suppress(OSError):
             await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+
+
+def _bound(port: int) -> socket.socket:
+    """A port of this process, at which nobody listens yet."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -428,3 +506,4 @@ async def gate(listening: Listening) -> AsyncIterator[Gate]:
     yield one
     await listening.engine.dispose()
     await one.shut()
+    one.end()

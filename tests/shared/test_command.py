@@ -16,11 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services.schedule import published
 from services.schedule.projections import MODELS, STORE, TRIP
 from services.schedule.trip import AnnounceTrip, Command, Place, PlanTrip, decide
+from shared.call import Call
 from shared.command import Act, Answer, Changed, Desk, Transaction, answer_with, forget_old_answers
 from shared.database import is_away, make_engine
 from shared.errors import KeyReused, NotFound, NotYetKnown, StaleVersion, StoreAway
 from shared.event_store import Append, ConcurrentAppend, EventStore
-from shared.http import Call
 from tests.running_api import Api, running_schedule
 
 MakeDatabase = Callable[[str], Awaitable[str]]
@@ -60,7 +60,7 @@ class Broken(Exception):
 
 
 @pytest.fixture
-async def engine(make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
+async def engine(patient_locks: None, make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
     engine = make_engine(await make_database("services/schedule/migrations"), name="desk-test")
     yield engine
     assert engine.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
@@ -68,7 +68,7 @@ async def engine(make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def schedule(make_database: MakeDatabase, tmp_path: Path) -> AsyncIterator[Api]:
+async def schedule(patient_locks: None, make_database: MakeDatabase, tmp_path: Path) -> AsyncIterator[Api]:
     async with running_schedule(make_database, tmp_path / "tokens") as api:
         yield api
 
@@ -95,6 +95,10 @@ async def tables(engine: AsyncEngine) -> dict[str, int]:
         }
 
 
+WAITING = (
+    "pg_locks WHERE NOT granted AND locktype = 'advisory' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 NOTHING = {"events": 0, "heads": 0, "trips": 0, "idempotency": 0}
 ALL = {"events": 1, "heads": 1, "trips": 1, "idempotency": 1}
 
@@ -226,7 +230,7 @@ async def test_decision_on_a_stream_that_moved_meanwhile_is_made_again(engine: A
         return answer
 
     with pytest.raises(Exception, match="The trip is announced"):
-        await asyncio.wait_for(desk.execute(CALL, ONE, act), 10)
+        await asyncio.wait_for(desk.execute(CALL, ONE, act), 60)
     assert len(runs) == 1
     assert await tables(engine) == {"events": 2, "heads": 2, "trips": 1, "idempotency": 0}
 
@@ -413,7 +417,7 @@ async def test_connection_that_is_lost_in_the_middle_of_a_command_leaves_nothing
         path, body = f"/schedule/stops/{stop}/change", {"place": "Kyoto"}
         waiting = asyncio.create_task(schedule.post(path, body, Idempotency_Key="lost"))
         await blocked(schedule.engine)
-        await holder.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted"))
+        await holder.execute(text(f"SELECT pg_terminate_backend(pid) FROM {WAITING}"))
         assert is_store_away(await waiting)
     assert (await tables(schedule.engine), (await schedule.get(f"/schedule/stops/{stop}")).json()) == before
     again = await schedule.done(path, body, Idempotency_Key="lost")
@@ -437,11 +441,12 @@ async def test_restart_of_the_database_costs_no_command(schedule: Api) -> None:
         async with schedule.engine.begin() as connection:
             await connection.execute(
                 text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             )
-        await asyncio.sleep(0.1)  # what the server said reaches the pool's sockets when it will
+        for _ in range(10):  # what the server said is there by now, and read in a few turns of the loop
+            await asyncio.sleep(0.01)
         answers = await asyncio.gather(
             *(schedule.post(f"/schedule/stops/{stop}/change", {"place": f"P{number}{n}"}) for n in range(4))
         )
@@ -450,9 +455,9 @@ async def test_restart_of_the_database_costs_no_command(schedule: Api) -> None:
 
 async def blocked(engine: AsyncEngine) -> None:
     """Until somebody waits for a lock."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while True:
             async with engine.connect() as connection:
-                if await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                if await connection.scalar(text(f"SELECT count(*) FROM {WAITING}")):
                     return
             await asyncio.sleep(0.01)

@@ -1,6 +1,7 @@
 """What counts as a database that is away, and what is a mistake of ours."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.embedded import EmbeddedPostgres
-from shared.database import driver_of, is_away, make_engine
+from shared.database import driver_of, is_away, make_engine, why_unusable
 
 MakeDatabase = Callable[[], Awaitable[str]]
 
@@ -65,9 +68,35 @@ async def test_database_that_does_not_answer_is_away(make_database: MakeDatabase
     await there.dispose()
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong", "line"),
+    [
+        ("password", "Kanarienvogel", 'the database refuses: password authentication failed for user "{user}": '),
+        ("username", "somebody", 'the database refuses: password authentication failed for user "somebody": '),
+        ("database", "elsewhere", 'the database refuses: database "elsewhere" does not exist: make it, or mend '),
+        ("host", "nowhere.invalid", "the database does not answer: nobody knows the name nowhere.invalid: mend "),
+        ("port", 9, "the database does not answer: ConnectionRefusedError at 127.0.0.1: see whether it is up"),
+    ],
+)
+async def test_a_database_url_that_is_wrong_is_said_in_one_line_with_what_to_do(
+    make_database: MakeDatabase, part: str, wrong: str | int, line: str
+) -> None:
+    right = make_url(await make_database())
+    url = right.set(**{part: wrong}).render_as_string(hide_password=False)  # type: ignore[arg-type]  # one of its parts
+    engine = make_engine(url, name="test")
+    with pytest.raises(Exception) as raised:  # noqa: PT011  all kinds of them
+        await engine.connect()
+    await engine.dispose()
+    said = why_unusable(raised.value, url) or ""
+    assert said.startswith(line.format(user=right.username))
+    assert "Kanarienvogel" not in said
+    assert why_unusable(ValueError(), url) is None
+
+
 async def test_connections_that_a_restart_has_closed_are_not_given_out_again(make_database: MakeDatabase) -> None:
     engine = make_engine(await make_database(), name="test")
     connections = [await engine.connect() for _ in range(3)]
+    drivers = [await driver_of(connection) for connection in connections]
     for connection in connections:
         await connection.execute(text("SELECT 1"))
     for connection in connections:
@@ -82,7 +111,10 @@ async def test_connections_that_a_restart_has_closed_are_not_given_out_again(mak
             ),
             {"mine": mine},
         )
-    await asyncio.sleep(0.1)  # what the server said reaches the pool's sockets when it will
+        drivers.remove(driver)
+    async with asyncio.timeout(120):
+        while not all(driver.is_closed() for driver in drivers):  # what the server said has reached the pool's sockets
+            await asyncio.sleep(0.01)
     for _ in range(3):
         async with engine.connect() as one, engine.connect() as other:
             assert await one.scalar(text("SELECT 1")) == await other.scalar(text("SELECT 1")) == 1
@@ -92,14 +124,21 @@ async def test_connections_that_a_restart_has_closed_are_not_given_out_again(mak
 async def test_server_that_is_frozen_is_away_like_one_that_is_gone(data_folder: Path) -> None:
     with EmbeddedPostgres(data_folder) as postgres:
         engine = make_engine(postgres.url("schedule"), name="test", command_timeout=0.5)
-        async with engine.connect() as connection:
-            backend = await connection.scalar(text("SELECT pg_backend_pid()"))
+        backend = await _backend(engine)
         os.kill(backend, signal.SIGSTOP)
         try:
             with pytest.raises(Exception, match=r".*") as frozen:
-                async with asyncio.timeout(20), engine.connect() as connection:
+                async with asyncio.timeout(60), engine.connect() as connection:
                     await connection.execute(text("SELECT 1"))
         finally:
             os.kill(backend, signal.SIGCONT)
         assert is_away(frozen.value)
         await engine.dispose()
+
+
+async def _backend(engine: AsyncEngine) -> int:
+    """The process at the other end of the pool's connection, as soon as the server answers in time."""
+    while True:
+        with contextlib.suppress(TimeoutError, DBAPIError):
+            async with engine.connect() as connection:
+                return int(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)

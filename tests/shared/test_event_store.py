@@ -30,6 +30,10 @@ Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 SCHEDULE = "services/schedule/migrations"
 METADATA = {"actor": "planner-1", "correlation_id": "c-1", "traceparent": None}
+WAITING = (
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 WRITERS = 32
 APPENDS = 500
 
@@ -70,7 +74,7 @@ def one(stream: str, expected: int, events: list[NewEvent]) -> list[Append]:
 
 
 @pytest.fixture
-async def engine(make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
+async def engine(patient_locks: None, make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
     engine = make_engine(await make_database(SCHEDULE), name="store-test", pool_size=20)
     yield engine
     await engine.dispose()
@@ -286,6 +290,9 @@ async def test_append_waits_no_longer_for_the_lock_than_is_set(engine: AsyncEngi
         with pytest.raises(asyncpg.LockNotAvailableError) as raised:
             await STORE.append(other, "trip-2", METADATA, one("note/b", 0, noted("b1")))
         assert is_away(raised.value)
+
+
+async def test_nobody_waits_for_a_lock_or_within_a_transaction_for_ever(as_shipped: None, engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         assert await connection.scalar(text("SHOW lock_timeout")) == "5s"
         assert await connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10s"
@@ -365,6 +372,15 @@ async def test_content_comes_back_as_it_was_and_keeps_its_digest(engine: AsyncEn
             ["position 3 (note/a 3): the event is not what was stored"],
         ),
         (
+            "UPDATE events SET key = 'trip-2' WHERE position = 5",
+            [
+                "position 5 (note/b 2): the event is not what was stored",
+                "position 5 (note/b 2): its number 5 on the topic leaves a hole or stands twice",
+                "key trip-1: its last numbers are (3, 4), and not those that were given out",
+                "key trip-2: nothing says which numbers were given out",
+            ],
+        ),
+        (
             "UPDATE events SET version = 4 WHERE position = 3",
             [
                 "position 3 (note/a 4): the event is not what was stored",
@@ -436,9 +452,9 @@ def as_core(connection: Driver) -> AsyncConnection:
 
 async def blocked(engine: AsyncEngine) -> None:
     """Until somebody waits for the log's lock."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while True:
             async with engine.connect() as connection:
-                if await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                if await connection.scalar(text(WAITING)):
                     return
             await asyncio.sleep(0.01)

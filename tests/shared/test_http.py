@@ -1,125 +1,24 @@
-"""The edge: who may call, what a body may be, how refusals and things are answered."""
+"""The edge: what a body may be, and how addresses, failures, refusals and things are answered."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
-from pathlib import Path
-from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
-import httpx
 import pytest
 import sqlalchemy.exc
-from fastapi import APIRouter, FastAPI
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from shared import errors
+from shared.asgi import HeadAsGet
 from shared.errors import Invalid, LevelNotAllowed, Refusal
-from shared.http import STATUS, Call, answer, answer_list, cursor_of, install, key_of, needs, problem, reads
-from shared.tokens import TokenFile, add_token
-
-MEETING = "8d5fae3e-3b1c-4c5b-9f3b-0f0f5a1d2c11"
-TITLES = {
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    409: "Conflict",
-    412: "Precondition Failed",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    422: "Unprocessable Content",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
-CANARY = "Kanarienvogel-7Hq2xV9"
-
-
-class Body(BaseModel):
-    """A command's body."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    title: str = Field(max_length=40)
-    minutes: int = 30
-
-
-class Edge:
-    """An app behind the edge whose one command does what the test says, and the calls that reached it."""
-
-    def __init__(self, tokens: Path) -> None:
-        self.calls: list[Call] = []
-        self.act: Callable[[], Response] = lambda: answer({"id": MEETING}, status=201, etag=1)
-        self.secrets = {scope: add_token(tokens, f"{scope}-desk", [scope]) for scope in ("planner", "staff", "service")}
-        self.app = FastAPI(openapi_url=None)
-        self.app.state.tokens = TokenFile(tokens)
-        install(self.app, service="schedule")
-        self.app.include_router(self._routes(), prefix="/schedule")
-
-    def _routes(self) -> APIRouter:
-        router = APIRouter()
-
-        @router.post("/trips/{trip}/meetings")
-        async def schedule(trip: UUID, body: Body, call: Annotated[Call, needs("planner")]) -> Response:
-            self.calls.append(call)
-            return self.act()
-
-        @router.post("/meetings/{meeting}/confirm")
-        async def confirm(meeting: UUID, call: Annotated[Call, needs("planner")]) -> Response:
-            self.calls.append(call)
-            return self.act()
-
-        @router.get("/meetings/{meeting}")
-        async def show(meeting: UUID, call: Annotated[Call, reads()]) -> Response:
-            self.calls.append(call)
-            return answer({"id": str(meeting)}, etag=7, call=call)
-
-        @router.get("/messages")
-        async def messages(call: Annotated[Call, needs("service", "operator")]) -> Response:
-            return answer_list([b'{"a":1}', {"b": 2}], next=None)
-
-        return router
-
-    def headers(self, scope: str = "planner", **more: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.secrets[scope]}", **{k.replace("_", "-"): v for k, v in more.items()}}
-
-    async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        transport = httpx.ASGITransport(app=self.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
-            return await client.request(method, path, **more)
-
-    async def confirm(self, **more: str) -> httpx.Response:
-        return await self.ask("POST", CONFIRM, headers=self.headers(**more))
-
-    async def raised(self, error: Exception) -> httpx.Response:
-        def act() -> Response:
-            raise error
-
-        self.act = act
-        return await self.confirm()
-
-
-TRIP = "/schedule/trips/1c0c3c1e-96d2-4f83-8f0f-7b3b1f1f9a55/meetings"
-CONFIRM = f"/schedule/meetings/{MEETING}/confirm"
-
-
-@pytest.fixture
-def edge(tmp_path: Path) -> Edge:
-    return Edge(tmp_path / "tokens")
-
-
-def of(response: httpx.Response) -> Mapping[str, Any]:
-    """A problem's members, after its outer shape was checked."""
-    assert response.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = response.json()
-    assert body.pop("type") == "about:blank"
-    assert body.pop("status") == response.status_code == STATUS[body["slug"]]
-    assert body.pop("title") == TITLES[response.status_code]
-    return body
+from shared.http import answer
+from shared.problems import STATUS, problem
+from tests.edge_fixture import CANARY, CONFIRM, MEETING, TRIP, Edge, of
 
 
 def leaves(kind: type[Refusal]) -> list[type[Refusal]]:
@@ -173,139 +72,6 @@ def test_members_never_take_the_place_of_the_standard_ones() -> None:
         "slug": "level-not-allowed",
         "level": "full",
     }
-
-
-# Who calls
-
-
-@pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer  ", "Basic ZGVzazpwYXNz"])
-async def test_call_without_a_bearer_token_is_refused(edge: Edge, value: str | None) -> None:
-    headers = {} if value is None else {"Authorization": value}
-    response = await edge.ask("POST", CONFIRM, headers=headers)
-    assert of(response) == {"slug": "token-missing", "detail": "this needs a bearer token"}
-
-
-async def test_call_with_an_unknown_token_is_refused_without_repeating_it(edge: Edge) -> None:
-    response = await edge.ask("POST", CONFIRM, headers={"Authorization": f"Bearer attache_{CANARY}"})
-    assert of(response) == {"slug": "token-unknown", "detail": "nobody has this bearer token"}
-    assert CANARY not in response.text
-
-
-async def test_call_without_the_scope_is_refused_with_the_one_it_needs(edge: Edge) -> None:
-    response = await edge.ask("POST", CONFIRM, headers=edge.headers("staff"))
-    assert of(response) == {
-        "slug": "scope-missing",
-        "detail": "this needs a token with the scope planner",
-        "needed": ["planner"],
-    }
-    assert edge.calls == []
-
-
-@pytest.mark.parametrize(("scope", "status"), [("staff", 200), ("planner", 200), ("service", 403)])
-async def test_staff_and_planners_read(edge: Edge, scope: str, status: int) -> None:
-    response = await edge.ask("GET", f"/schedule/meetings/{MEETING}", headers=edge.headers(scope))
-    assert response.status_code == status
-
-
-async def test_one_of_several_scopes_is_enough(edge: Edge) -> None:
-    response = await edge.ask("GET", "/schedule/messages", headers=edge.headers("service"))
-    assert response.json() == {"items": [{"a": 1}, {"b": 2}], "next": None}
-
-
-async def test_wrong_body_of_a_stranger_is_no_reason_to_explain_the_body(edge: Edge) -> None:
-    response = await edge.ask("POST", TRIP, json={"titel": "x"})
-    assert of(response)["slug"] == "token-missing"
-
-
-# The Call
-
-
-async def test_call_carries_who_when_and_with_what(edge: Edge) -> None:
-    before = datetime.now(UTC)
-    await edge.ask(
-        "POST",
-        TRIP,
-        headers=edge.headers(
-            Idempotency_Key="key-1",
-            If_Match='"3", W/"4" ,"5"',
-            X_Correlation_Id="6F9619FF-8B86-D011-B42D-00CF4FC964FF",
-            Occurred_At="2023-11-07T18:25:00+09:00",
-            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        ),
-        json={"title": "Signing"},
-    )
-    (call,) = edge.calls
-    assert before <= call.now <= datetime.now(UTC)
-    assert call == Call(
-        actor="planner-desk",
-        scopes=frozenset({"planner"}),
-        now=call.now,
-        occurred_at=datetime(2023, 11, 7, 9, 25, tzinfo=UTC),
-        correlation_id="6f9619ff-8b86-d011-b42d-00cf4fc964ff",
-        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        idempotency_key="key-1",
-        request_digest=sha256(b'POST\n%s\n{"title":"Signing"}' % TRIP.encode()).digest(),
-        if_match=('"3"', '"5"'),
-        if_none_match=None,
-    )
-    assert (call.may("planner"), call.may("staff"), call.may("operator")) == (True, True, False)
-
-
-async def test_call_happened_now_unless_its_caller_says_when(edge: Edge) -> None:
-    await edge.confirm()
-    assert [call.occurred_at for call in edge.calls] == [call.now for call in edge.calls]
-
-
-async def test_digest_is_of_what_was_sent_not_of_how(edge: Edge) -> None:
-    for content in (b'{"title":"A","minutes":5}', b' {"minutes": 5,\n "title": "\\u0041"}', b'{"title":"A"}'):
-        await edge.ask("POST", TRIP, headers=edge.headers(Content_Type="application/json"), content=content)
-    first, second, third = (call.request_digest for call in edge.calls)
-    assert first == second != third
-
-
-async def test_digest_tells_commands_apart_that_have_no_body(edge: Edge) -> None:
-    await edge.confirm()
-    await edge.ask("POST", CONFIRM.replace(MEETING[0], "9", 1), headers=edge.headers())
-    assert len({call.request_digest for call in edge.calls}) == 2
-
-
-@pytest.mark.parametrize(
-    ("value", "tags"),
-    [("*", ("*",)), ('"3"', ('"3"',)), ('W/"3"', ()), ('"*"', ('"*"',)), (',"a", ,"b",', ('"a"', '"b"'))],
-)
-async def test_if_match_is_read_as_tags(edge: Edge, value: str, tags: tuple[str, ...]) -> None:
-    await edge.confirm(If_Match=value)
-    assert [call.if_match for call in edge.calls] == [tags]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("If-Match", "3"),
-        ("If-Match", ""),
-        ("If-Match", '"3'),
-        ("If-Match", '"3" "4"'),
-        ("If-Match", '*, "3"'),
-        ("Idempotency-Key", ""),
-        ("Idempotency-Key", "two words"),
-        ("Idempotency-Key", "k" * 256),
-        ("Occurred-At", "yesterday"),
-        ("Occurred-At", "2023-11-07"),
-        ("Occurred-At", "2023-11-07T09:25:00"),
-        ("Occurred-At", "2999-01-01T00:00:00Z"),
-    ],
-)
-async def test_header_that_cannot_be_read_is_invalid(edge: Edge, name: str, value: str) -> None:
-    response = await edge.ask("POST", CONFIRM, headers={**edge.headers(), name: value})
-    body = of(response)
-    assert body["slug"] == "invalid"
-    assert [(one["loc"], one["type"]) for one in body["errors"]] == [(["header", name], "value_error")]
-    assert edge.calls == []
-
-
-async def test_longest_idempotency_key_is_taken(edge: Edge) -> None:
-    await edge.confirm(Idempotency_Key="k" * 255)
-    assert [call.idempotency_key for call in edge.calls] == ["k" * 255]
 
 
 # Bodies
@@ -435,10 +201,73 @@ async def test_unknown_address_is_not_found(edge: Edge) -> None:
     }
 
 
-async def test_wrong_method_is_refused_with_the_right_ones(edge: Edge) -> None:
-    response = await edge.ask("DELETE", f"/schedule/meetings/{MEETING}")
-    assert of(response) == {"slug": "method-not-allowed", "detail": "this address does not take this method"}
-    assert response.headers["allow"] == "GET"
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", f"/schedule/meetings/{MEETING}", "GET, HEAD"),
+        ("PUT", TRIP, "GET, HEAD, POST"),  # two routes at one address
+        ("GET", CONFIRM, "POST"),
+        ("HEAD", CONFIRM, "POST"),
+        ("POST", "/schedule/openapi.json", "GET, HEAD"),
+    ],
+)
+async def test_wrong_method_is_refused_with_all_right_ones(edge: Edge, method: str, path: str, allowed: str) -> None:
+    response = await edge.ask(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    if method != "HEAD":
+        assert of(response) == {"slug": "method-not-allowed", "detail": "this address does not take this method"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"/schedule/meetings/{MEETING}", TRIP, "/schedule/openapi.json", "/schedule/docs/swagger-ui.css"],
+)
+async def test_head_is_answered_as_get_without_the_content(edge: Edge, path: str) -> None:
+    got, headed = [
+        await edge.ask(method, path, headers=edge.headers("staff", X_Correlation_Id=MEETING))
+        for method in ("GET", "HEAD")
+    ]
+    assert (headed.status_code, headed.headers, headed.content) == (200, got.headers, b"")
+    assert int(headed.headers["content-length"]) == len(got.content) > 0
+
+
+async def test_head_s_answer_ends_with_its_headers() -> None:
+    """What a client of HTTP would not show: nothing is left to the server to take out."""
+    sent: list[Message] = []
+
+    async def told(scope: Scope, _: Receive, send: Send) -> None:
+        assert scope["method"] == "GET"
+        await StreamingResponse(streamed(3))(scope, _nobody_there, send)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": []}
+    await HeadAsGet(told)(scope, _nobody_there, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[1] == {"type": "http.response.body"}
+    assert scope["method"] == "HEAD"
+
+
+async def _nobody_there() -> Message:
+    return await asyncio.Future()
+
+
+async def test_head_is_asked_for_a_token_and_told_what_the_caller_has(edge: Edge) -> None:
+    thing = f"/schedule/meetings/{MEETING}"
+    assert (await edge.ask("HEAD", thing)).status_code == 401
+    assert (await edge.ask("HEAD", "/schedule/nothing")).status_code == 404
+    assert (await edge.ask("HEAD", thing, headers=edge.headers("staff", If_None_Match='"7"'))).status_code == 304
+
+
+async def test_head_is_told_of_as_head_with_its_route(edge: Edge) -> None:
+    with capture_logs() as lines:
+        await edge.ask("HEAD", f"/schedule/meetings/{MEETING}", headers=edge.headers("staff"))
+        await edge.ask("HEAD", f"/schedule/meetings/{MEETING}")
+    assert [(one["method"], one["route"], one["status"], one.get("slug")) for one in lines] == [
+        ("HEAD", "/schedule/meetings/{meeting}", 200, None),
+        ("HEAD", "/schedule/meetings/{meeting}", 401, "token-missing"),
+    ]
 
 
 # What fails
@@ -471,6 +300,19 @@ async def test_database_that_is_away_is_said_to_be(edge: Edge, error: Exception)
     assert of(response) == {"slug": "store-away", "detail": "the database does not answer; try again"}
     assert response.headers["retry-after"] == "5"
     assert CANARY not in response.text
+
+
+async def test_database_whose_disk_is_full_is_said_to_be_so(edge: Edge) -> None:
+    full = asyncpg.DiskFullError(f"could not extend file: No space left on device {CANARY}")
+    for error in (full, wrapped(sqlalchemy.exc.DBAPIError, full)):
+        with capture_logs() as lines:
+            response = await edge.raised(error)
+        assert [line["event"] for line in lines] == ["store.missed", "http.answered"]
+        assert "No space left on device" in lines[0]["said"]
+        detail = "the database's disk is full, so nothing was done: make room there, and try again"
+        assert of(response) == {"slug": "store-away", "detail": detail}
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert CANARY not in response.text
 
 
 @pytest.mark.parametrize(
@@ -519,40 +361,3 @@ async def test_thing_that_the_caller_has_is_not_sent_again(edge: Edge, value: st
     response = await edge.ask("GET", f"/schedule/meetings/{MEETING}", headers=headers)
     assert (response.status_code, response.headers["etag"]) == (status, '"7"')
     assert bool(response.content) is (status == 200)
-
-
-# Cursors
-
-
-def test_cursor_gives_its_key_again() -> None:
-    key = ("2023-11-07T09:25:00Z", 12, "Kōbe")
-    assert key_of(cursor_of(*key), str, int, str) == key
-    assert key_of(None, str) is None
-    assert set(cursor_of(*key)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-
-
-@pytest.mark.parametrize(
-    "cursor",
-    [
-        "",
-        "%",
-        "ü",
-        "AAAA",
-        cursor_of("a"),
-        cursor_of(1, 2),
-        cursor_of("a", "b"),
-        "W10",
-        "bnVsbA",
-        "A" * 1025,
-        "W1tb" * 90,
-        cursor_of("a\0", 1),
-        "WyJcdWQ4MDAiLDFd",  # ["\\ud800",1]
-        cursor_of("a", 2**63),
-    ],
-)
-def test_cursor_that_no_list_gave_is_invalid(cursor: str) -> None:
-    with pytest.raises(Invalid) as caught:
-        key_of(cursor, str, int)
-    assert caught.value.members == {
-        "errors": [{"loc": ["query", "cursor"], "msg": "not a cursor of this list", "type": "value_error"}]
-    }

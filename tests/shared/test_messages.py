@@ -120,6 +120,13 @@ def test_a_message_is_read_as_it_was_written() -> None:
     )
 
 
+@pytest.mark.parametrize("given", ["00-nonsense", TRACE.upper(), f"ff{TRACE[2:]}", "\0", "", 7, ["x"], None])
+def test_a_traceparent_that_is_none_is_left_out_and_the_message_stands(given: object) -> None:
+    document = structured(EVENT, BODY, "schedule", openly=False, epoch=2)
+    read = read_structured({**document, "traceparent": given})
+    assert read == dataclasses.replace(read_structured(document), traceparent=None)
+
+
 @pytest.mark.parametrize(
     ("changed", "slug"),
     [
@@ -200,7 +207,7 @@ async def test_heads_come_in_pages_and_only_where_the_topic_has_something(
     assert await _heads(publishing, publishing.cleared) == [[("a", 1), ("b", 2)], [("c", 3), ("d", 4)], [("e", 5)]]
     assert await _heads(publishing, publishing.opened) == [[("b", 2), ("d", 4)], []]
     log = publishing.message_log()
-    assert [page async for page in log.heads(publishing.opened)] == [[("b", 2), ("d", 4)], []]
+    assert [page async for page in log.heads(publishing.opened)] == [(1, [("b", 2), ("d", 4)]), (1, [])]
 
 
 @pytest.mark.parametrize(
@@ -224,11 +231,12 @@ async def test_the_message_log_refuses(
 
 
 async def test_the_message_log_is_for_the_plumbing_alone(publishing: "Publishing", tmp_path: Path) -> None:
-    query = {"topic": publishing.cleared, "key": "a"}
     token = add_token(tmp_path / publishing.name, "planner", ("planner", "staff", "operator"))
     publishing.app.state.tokens = TokenFile(tmp_path / publishing.name)
-    answer = await _answer(publishing, "/messages", query, token)
-    assert (answer.status_code, answer.json()["slug"]) == (403, "scope-missing")
+    of_key, of_all = {"topic": publishing.cleared, "key": "a"}, {"topic": publishing.cleared}
+    for path, query in (("/messages", of_key), ("/messages/heads", of_all)):
+        answer = await _answer(publishing, path, query, token)
+        assert (answer.status_code, answer.json()["slug"]) == (403, "scope-missing")
 
 
 async def _heads(publishing: "Publishing", topic: str) -> list[list[tuple[str, int]]]:

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from shared.database import WrongDatabase
 from shared.migrations import current_and_head, head, upgrade
 
 ENV = 'from shared.migrations_env import run\n\nrun("none")\n'
@@ -89,8 +89,13 @@ async def test_a_database_ahead_of_the_code_is_refused(
 ) -> None:
     url = await make_database(migrations=migrations)
     (Path(migrations) / "versions" / "0002_step.py").unlink()
-    with pytest.raises(CommandError, match="Can't locate revision identified by '0002'"):
+    head.cache_clear()
+    with pytest.raises(WrongDatabase) as ahead:
         await upgrade(migrations, url)
+    assert str(ahead.value) == (
+        "the database's schema is 0002, which is ahead of this program's 0001: "
+        "run the newer program, or restore the backup that was made before it"
+    )
 
 
 async def test_databases_of_one_test_are_apart(make_database: Callable[..., Awaitable[str]], migrations: str) -> None:

@@ -17,8 +17,10 @@ from sqlalchemy.exc import IntegrityError
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
-from shared.http import Call, answer, install, needs
+from shared.call import Call, needs
+from shared.http import answer, install
 from shared.logs import set_up
+from shared.tally import Requests
 from shared.tokens import TokenFile, add_token
 
 CANARY = "Kanarienvogel-7Hq2xV9"
@@ -46,10 +48,15 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def requests() -> Requests:
+    return Requests()
+
+
+@pytest.fixture
+def app(tmp_path_factory: pytest.TempPathFactory, requests: Requests) -> FastAPI:
     app = FastAPI(openapi_url=None)
     app.state.tokens = TokenFile(tmp_path_factory.mktemp("tokens") / "tokens")
-    install(app, service="notifications")
+    install(app, service="notifications", requests=requests)
     router = APIRouter()
 
     @router.get("/trips/{trip}")
@@ -64,7 +71,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
         except IntegrityError as error:
             raise RuntimeError(f"cannot render /feeds/{CANARY}.ics") from error
 
-    @router.post("/planned")
+    @router.post("/planned", summary="PlanSomething")
     async def planned(call: Annotated[Call, needs("planner")]) -> Response:
         return answer({})
 
@@ -250,5 +257,25 @@ async def test_caller_who_went_away_is_no_failure(app: FastAPI, stream: io.Strin
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
-    await asyncio.wait_for(app(scope, receive, send), 5)
+    await asyncio.wait_for(app(scope, receive, send), 120)
     assert [(line["event"], line["status"]) for line in lines_of(stream)] == [("http.answered", 499)]
+
+
+async def test_requests_are_counted_by_template_and_commands_by_name(ask: Ask, requests: Requests) -> None:
+    await ask("/notifications/trips/0b4ef1a6-3b0e-4a3e-9d3c-111111111111")
+    await ask("/notifications/trips/nonsense")
+    await ask(f"/other/{CANARY}.ics")
+    await ask(f"/feeds/{CANARY}.ics")
+    await ask("/notifications/planned", "POST")
+    await ask("/notifications/fail")
+    await ask("/notifications/planned", "POST", content=b"x" * 300_000)
+    assert requests.answered == {
+        ("GET", "/notifications/trips/{trip}", 200): 1,
+        ("GET", "/notifications/trips/{trip}", 422): 1,
+        ("GET", "unrouted", 404): 1,
+        ("GET", "/feeds/{secret}.ics", 200): 1,
+        ("POST", "/notifications/planned", 401): 1,
+        ("GET", "/notifications/fail", 500): 1,
+        ("POST", "unrouted", 413): 1,  # refused before any route was looked for
+    }
+    assert requests.commands == {("PlanSomething", "token-missing"): 1}

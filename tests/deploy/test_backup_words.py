@@ -1,0 +1,266 @@
+"""`backup`, `restore` and `drill`: what they refuse, each in one readable line that says what to do."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy import backup, drill, restore
+from deploy.backup_folder import BASE
+from deploy.drill import Outcome, table
+from deploy.drill_feeds import Served, unlike
+from deploy.server import Server
+from deploy.stack import Stack, Unable
+from tests.deploy.fake_docker import FakeDocker
+from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
+
+Main = Callable[[list[str]], int]
+RUNNING = {
+    "config": json.dumps({"name": "attache"}),
+    "ps --all --services": "postgres\nkafka\n",
+    "ps --quiet --status running postgres": "0123\n",
+}
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDocker:
+    return FakeDocker(tmp_path / "bin", monkeypatch)
+
+
+def refusal(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a program ends."""
+    with contextlib.suppress(SystemExit):
+        assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said.strip()
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "line"),
+    [
+        (backup.main, [], "backup: the following arguments are required: --to"),
+        (restore.main, [], "restore: the following arguments are required: --from"),
+        (restore.main, ["--from", "x", "--kind", "files"], "restore: argument --kind: invalid choice: 'files'"),
+        (drill.main, ["--here", "--from", "x"], "drill: a drill on the running stack takes a backup of its own"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    main: Main, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+
+
+def test_backup_into_a_folder_with_something_in_it_is_refused(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "notes").write_text("mine")
+    assert "is not empty: a backup gets a folder of its own" in refusal(
+        backup.main, ["--to", str(tmp_path / "to")], capsys
+    )
+    assert "is no folder" in refusal(backup.main, ["--to", str(tmp_path / "to" / "notes")], capsys)
+    assert docker.asked == []
+    assert (tmp_path / "to" / "notes").read_text() == "mine"
+
+
+def test_backup_of_a_stack_that_does_not_run_is_refused(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer({"ps --all --services": ""})
+    line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
+    assert line == "backup: postgres does not run: start the stack first (make up)"
+    assert not (tmp_path / "to").exists()
+
+
+def test_backup_without_room_is_refused(tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
+    docker.answer({**RUNNING, "pg_database_size": f"{10**18}\n"})
+    line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
+    assert "and up to 2000000000067.1 MB are needed" in line
+    docker.answer({**RUNNING, "pg_database_size": "7000000\n", "df --output": "Avail\n3000000\n"})
+    line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
+    assert line == "backup: Docker has room for 3.0 MB, and the check needs up to 14.0 MB"
+
+
+def test_backup_that_fails_on_the_way_leaves_nothing(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(
+        {
+            **RUNNING,
+            "pg_database_size": "1000\n",
+            "df --output": "Avail\n30000000\n",
+            "pg_basebackup": ("half of it", "pg_basebackup: error: the server went away\n", 1),
+            "exec --interactive": "attache_backup\n",
+        }
+    )
+    line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
+    assert line == f"backup: {BASE}: pg_basebackup: error: the server went away"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bin"]
+
+
+@pytest.mark.parametrize("main", [backup.main, drill.main])
+def test_no_docker_is_one_line(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ["--to", str(tmp_path / "to")] if main is backup.main else []
+    assert refusal(main, arguments, capsys).endswith("there is no program docker: install Docker with Compose v2")
+
+
+def test_what_compose_refuses_is_said_in_its_own_words(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(
+        {"compose": ("", "warning\nrequired variable ATTACHE_SECRETS is missing: run make secrets once\n", 15)}
+    )
+    line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
+    assert line == "backup: required variable ATTACHE_SECRETS is missing: run make secrets once"
+
+
+def test_restore_while_services_run_is_refused_with_the_command_to_stop_them(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_backup(tmp_path / "backup")
+    docker.answer({"ps --services --status running": "kafka\nparticipants\npostgres\nschedule\n"})
+    assert refusal(restore.main, ["--from", str(folder), "--yes"], capsys) == (
+        "restore: participants and schedule must not run meanwhile: "
+        "docker compose stop proxy schedule participants notifications"
+    )
+
+
+def test_what_is_there_is_the_backup_only_to_the_last_event_feed_and_epoch() -> None:
+    assert restore.is_what(FACTS, FACTS)
+    log, feed = FACTS.logs["notifications"], FACTS.feeds[0]
+    for other in (
+        replace(FACTS, logs={**FACTS.logs, "schedule": replace(FACTS.logs["schedule"], sha256="0" * 64)}),
+        replace(FACTS, logs={**FACTS.logs, "notifications": replace(log, epoch=log.epoch + 1)}),
+        replace(FACTS, feeds=[replace(feed, version=feed.version + 1), *FACTS.feeds[1:]]),
+        replace(FACTS, feeds=FACTS.feeds[1:]),
+    ):
+        assert not restore.is_what(FACTS, other)
+
+
+@pytest.mark.parametrize("damaged", ["backup.json", BASE])
+def test_restore_of_what_is_damaged_touches_nothing(
+    damaged: str, tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_backup(tmp_path / "backup")
+    (folder / damaged).write_bytes(b"else")
+    docker.answer({"ps --services --status running": "postgres\n"})
+    assert str(folder / damaged) in refusal(restore.main, ["--from", str(folder), "--yes"], capsys)
+    assert docker.asked == ["compose ps --services --status running"]
+
+
+def test_backup_of_a_later_release_is_refused() -> None:
+    restore.check_revisions(BACKUP)
+    logs = {**FACTS.logs, "participants": replace(FACTS.logs["participants"], revision="9001")}
+    with pytest.raises(Unable, match="the schema of participants is of a later release"):
+        restore.check_revisions(replace(BACKUP, facts=replace(FACTS, logs=logs)))
+
+
+@pytest.mark.parametrize(
+    ("here", "kind", "refused"),
+    [
+        ("18.9", "base", None),
+        ("19.0", "dump", None),
+        ("19.0", "base", "the base backup is of PostgreSQL 18, this is 19: say KIND=dump"),
+        ("17.2", "base", "the base backup is of PostgreSQL 18, this is 17: say KIND=dump"),
+        ("17.2", "dump", "the backup is of PostgreSQL 18, this is 17: use postgres:18"),
+    ],
+)
+def test_other_postgresql_is_refused_where_it_cannot_read_the_backup(
+    here: str, kind: str, refused: str | None, docker: FakeDocker
+) -> None:
+    docker.answer({"postgres --version": f"postgres (PostgreSQL) {here}\n"})
+    server = Server(container="0123")
+    with pytest.raises(Unable) if refused else contextlib.nullcontext() as refusing:
+        restore.check_version(server, BACKUP, kind)
+    assert refused is None or str(getattr(refusing, "value", "")) == refused
+
+
+def test_drill_on_the_running_stack_wants_a_yes(docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
+    docker.answer(
+        {**RUNNING, "ps --services --status running": "postgres\nproxy\nschedule\nparticipants\nnotifications\n"}
+    )
+    line = refusal(drill.main, ["--here"], capsys)
+    assert line == "drill: every volume of attache would be wiped: say YES=1 if that is wanted"
+    assert not any("down" in asked for asked in docker.asked)
+
+
+def test_drill_gives_its_copy_the_environment_of_the_stack(tmp_path: Path, docker: FakeDocker) -> None:
+    document = {"name": "attache", "services": {"schedule": {"image": "attache:1"}}}
+    docker.answer({"config": json.dumps(document), "down --volumes": ""})
+    given = {"ATTACHE_SECRETS": "/run/secrets", "COMPOSE_DISABLE_ENV_FILE": "1", "PORT": "8080"}
+    with pytest.raises(Unable, match="is no backup"):  # by then the copy is there
+        drill.drill_copy(Stack("attache", given), tmp_path / "nothing")
+    copies = [one for one in docker.environments if one["COMPOSE_PROJECT_NAME"] == "attache-drill"]
+    assert len(copies) > 1
+    assert {one["ATTACHE_SECRETS"] for one in copies} == {"/run/secrets"}
+    assert {one["COMPOSE_DISABLE_ENV_FILE"] for one in copies} == {"1"}
+    assert {one["ATTACHE_IMAGE"] for one in copies} == {"attache:1"}
+    assert "8080" not in {one["PORT"] for one in copies}
+
+
+def test_drill_on_a_stack_that_lacks_a_service_is_refused(
+    docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer({"ps --services --status running": "postgres\nproxy\nschedule\n"})
+    line = refusal(drill.main, ["--here", "--yes"], capsys)
+    assert line == "drill: notifications and participants must run: start the stack first (make up)"
+
+
+SERVED = Served(status=200, etag="e4", last_modified="Wed, 06 May 2026 07:08:09 GMT", sha256="f4")
+
+
+@pytest.mark.parametrize(
+    ("served", "lines"),
+    [
+        (SERVED, []),
+        (replace(SERVED, sha256="f5"), ["feed 7c0e: other bytes over HTTP"]),
+        (replace(SERVED, etag="e5"), ["feed 7c0e: another ETag over HTTP"]),
+        (replace(SERVED, status=410), ["feed 7c0e: answered with 410"]),
+    ],
+)
+def test_feed_that_is_served_otherwise_is_found(served: Served, lines: list[str]) -> None:
+    assert unlike([FEED], {"7c0e": served}) == lines
+
+
+def test_table_says_what_is_equal_and_what_is_not() -> None:
+    same = Outcome(before=FACTS, after=FACTS, over_http=1, http_lines=[])
+    assert table(same) == [
+        "service         events   after  last position   after  log           epoch      after",
+        "schedule           150     150            153     153  equal             1          1",
+        "participants        98      98             99      99  equal             2          2",
+        "notifications       10      10             11      11  equal             3          3",
+        "feeds equal in the database: 1 of 1",
+        "feeds equal over HTTP, bytes and ETag: 1 of 1",
+        "all is as it was",
+    ]
+    logs = {**FACTS.logs, "schedule": replace(FACTS.logs["schedule"], events=149, sha256="a2")}
+    less = replace(FACTS, logs=logs, feeds=[replace(FEED, sha256="f5")])
+    other = Outcome(before=FACTS, after=less, over_http=1, http_lines=["feed 7c0e: other bytes over HTTP"])
+    assert table(other)[1] == "schedule           150     149            153     153  differs           1          1"
+    assert table(other)[4:] == [
+        "feeds equal in the database: 0 of 1",
+        "feeds equal over HTTP, bytes and ETag: 0 of 1",
+        "schedule: events 149 instead of 150",
+        "schedule: sha256 of the events a2 instead of a1",
+        "feed 7c0e: version 4 instead of 4",
+        "feed 7c0e: other bytes over HTTP",
+        "NOT as it was",
+    ]
+
+
+@pytest.mark.parametrize(("lines", "code"), [([], 0), (["feed 7c0e: other bytes over HTTP"], 1)])
+def test_drill_fails_if_anything_differs(lines: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert drill.report(Outcome(before=FACTS, after=FACTS, over_http=1, http_lines=lines)) == code
+    assert capsys.readouterr().out.splitlines()[-1] == ("NOT as it was" if lines else "all is as it was")

@@ -1,0 +1,103 @@
+"""What `make secrets` writes: everything once, nothing twice, and what the services can read."""
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from deploy.make_secrets import SERVICES, TOKENS, CannotMake, cluster_id, main, make, read_env
+from shared.settings import is_sample
+from shared.tokens import callers_of
+
+NAMES = {
+    *("postgres_password", "grafana_password", "planner_token", "operator_token", "tokens"),
+    *(f"{name}_{kind}" for name in SERVICES for kind in ("database_url", "service_token")),
+}
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("ATTACHE_SECRETS", raising=False)
+    return tmp_path / ".env"
+
+
+def _content(env: Path) -> dict[str, str]:
+    folder = env.parent / "deploy" / "secrets"
+    return {path.name: path.read_text(encoding="utf-8").strip() for path in folder.iterdir()}
+
+
+def test_everything_is_made_once_and_left_alone_afterwards(env: Path) -> None:
+    assert len(make(env)) == len(NAMES) + 1
+    made, said = _content(env), env.read_text(encoding="utf-8")
+    assert set(made) == NAMES
+    assert make(env) == []
+    assert (_content(env), env.read_text(encoding="utf-8")) == (made, said)
+
+
+def test_containers_may_read_the_files_and_nobody_else_the_folder(env: Path) -> None:
+    make(env)
+    folder = env.parent / "deploy" / "secrets"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o444}
+
+
+def test_no_secret_is_like_another_and_none_is_a_sample(env: Path) -> None:
+    make(env)
+    secrets = [content for name, content in _content(env).items() if name != "tokens"]
+    assert len(set(secrets)) == len(secrets)
+    assert not any(map(is_sample, secrets))
+    for name in SERVICES:
+        url = _content(env)[f"{name}_database_url"]
+        assert re.fullmatch(rf"postgresql\+asyncpg://{name}:[0-9a-f]{{48}}@postgres/{name}", url)
+
+
+def test_every_token_may_do_what_its_line_says(env: Path) -> None:
+    make(env)
+    content = _content(env)
+    callers = callers_of(env.parent / "deploy" / "secrets" / "tokens")
+    found = {name: callers.caller(content[name]) for name in TOKENS}
+    said = {name: (caller.name, ",".join(sorted(caller.scopes))) for name, caller in found.items() if caller}
+    assert said == dict(TOKENS)
+
+
+def test_compose_finds_the_folder_and_a_cluster_id_in_the_env(env: Path) -> None:
+    env.write_text("PORT=9000", encoding="utf-8")
+    make(env)
+    said = read_env(env)
+    assert said["ATTACHE_SECRETS"] == "./deploy/secrets"
+    assert said["PORT"] == "9000"
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{21}", said["KAFKA_CLUSTER_ID"])
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{21}", cluster_id()) for _ in range(300))
+
+
+def test_a_folder_that_the_env_names_is_used(env: Path) -> None:
+    env.write_text("ATTACHE_SECRETS=./elsewhere\n", encoding="utf-8")
+    make(env)
+    assert (env.parent / "elsewhere" / "tokens").exists()
+    assert not (env.parent / "deploy").exists()
+
+
+def test_a_token_that_was_taken_away_is_made_anew_and_the_old_one_ends(env: Path) -> None:
+    make(env)
+    before, folder = _content(env), env.parent / "deploy" / "secrets"
+    (folder / "planner_token").unlink()
+    assert make(env) == [folder / "planner_token", folder / "tokens"]
+    callers, now = callers_of(folder / "tokens"), _content(env)
+    assert callers.caller(before["planner_token"]) is None
+    assert [caller.name for name in TOKENS if (caller := callers.caller(now[name]))] == [
+        one for one, _ in TOKENS.values()
+    ]
+    assert now["operator_token"] == before["operator_token"]
+
+
+def test_an_empty_token_is_said_in_a_line(env: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(env)
+    folder = env.parent / "deploy" / "secrets"
+    for name in ("tokens", "operator_token"):
+        (folder / name).unlink()
+    (folder / "operator_token").touch()
+    with pytest.raises(CannotMake, match="operator_token is empty: remove it"):
+        make(env)
+    assert main(["--env", str(env)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
