@@ -21,15 +21,14 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.embedded import EmbeddedPostgres
 from services.schedule import trip as trips
 from services.schedule.projections import MODELS, STORE, TRIP
 from shared.call import Call
-from shared.command import Answer, Desk, Transaction, answer_with
-from shared.database import make_engine
+from shared.command import Answer, Desk, Transaction, answer_with, lock_of
+from shared.database import make_engine, quick_transaction
 from shared.event_store import APPEND_LOCK, Append, NewEvent
 from shared.migrations import upgrade
 
@@ -136,8 +135,7 @@ def _append(engine: AsyncEngine, events: int) -> Way:
     async def step(_: int) -> None:
         trip = uuid4()
         new = [NewEvent(id=uuid4(), data=_planned(trip), open=True) for _ in range(events)]
-        async with engine.begin() as connection:
-            await connection.execute(text("SELECT 1"))  # what opens it: no command appends as its first statement
+        async with quick_transaction(engine, lock_of(trip)) as connection:
             await STORE.append(
                 connection, str(trip), METADATA, [Append(stream=f"trip/{trip}", expected_version=0, events=new)]
             )

@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.call import Call
-from shared.database import driver_of
+from shared.database import driver_of, quick_transaction
 from shared.errors import KeyReused, NotFound, NotYetKnown, StaleVersion, StoreAway
 from shared.event_store import Append, ConcurrentAppend, EventStore, NewEvent
 from shared.tracing import OFF, Tracing
@@ -179,7 +179,7 @@ class Desk:
         attempts = 0
         while True:
             try:
-                async with self.engine.begin() as connection:
+                async with quick_transaction(self.engine, lock_of(trip)) as connection:
                     return await self._within(connection, call, trip, act)
             except (ConcurrentAppend, _KeyTaken) as error:
                 # someone else was first: what they wrote is now visible, so read and decide again
@@ -193,7 +193,6 @@ class Desk:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _within(self, connection: AsyncConnection, call: Call, trip: UUID, act: Act) -> Answer:
-        await lock_trip(connection, trip)
         if call.idempotency_key is not None and (earlier := await _recall(connection, call)) is not None:
             return earlier
         transaction = Transaction(connection, self.store, call, trip)
@@ -218,10 +217,13 @@ def answer_with(kind: Kind[S, Any], state: S, status: int = 200) -> Answer:
     return Answer(status=status, etag=etag_of(state), body=json.dumps(kind.show(state), ensure_ascii=False))
 
 
-async def lock_trip(connection: AsyncConnection, trip: UUID) -> None:
-    """Nobody else decides on this trip until the transaction ends. Works before the trip has a row of its own."""
+def lock_of(trip: UUID) -> str:
+    """The statement after which nobody else decides on this trip until the transaction ends.
+
+    It works before the trip has a row of its own.
+    """
     number = int.from_bytes(trip.bytes[:8], signed=True) ^ int.from_bytes(trip.bytes[8:], signed=True)
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+    return f"SELECT pg_advisory_xact_lock({number})"
 
 
 async def forget_old_answers(engine: AsyncEngine) -> None:

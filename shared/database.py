@@ -1,13 +1,17 @@
 """Connections to a service's own PostgreSQL: the engine, the raw driver beneath it, and what counts as "away"."""
 
 import socket
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import asyncpg
 from sqlalchemy import event, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 CONNECT_TIMEOUT = 5.0
 POOL_TIMEOUT = 5.0
@@ -58,10 +62,51 @@ def pool_use(engine: AsyncEngine) -> tuple[int, int]:
     return pool.checkedout(), 2 * pool.size()
 
 
-async def driver_of(connection: AsyncConnection) -> "asyncpg.Connection[asyncpg.Record]":
+async def driver_of(connection: AsyncConnection) -> "Driver":
     """The asyncpg connection beneath a SQLAlchemy one, for statements that are too hot for Core."""
+    held = connection.sync_connection
+    if held is not None and not held.closed and not held.invalidated:
+        return cast("Driver", held.connection.driver_connection)  # it is there: nothing to wait for
     raw = await connection.get_raw_connection()
-    return cast("asyncpg.Connection[asyncpg.Record]", raw.driver_connection)
+    return cast("Driver", raw.driver_connection)
+
+
+@asynccontextmanager
+async def quick_transaction(engine: AsyncEngine, first: str) -> AsyncIterator[AsyncConnection]:
+    """As `engine.begin()`, for what is hot: the `first` statement goes with the BEGIN, and Core sends neither.
+
+    `first` has no parameters. What could not be committed is an error, also where a statement's failure was caught
+    and forgotten, which PostgreSQL answers with a silent ROLLBACK.
+    """
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        driver = await driver_of(connection)
+        try:
+            await driver.execute(f"BEGIN; {first}")
+            yield connection
+            if (said := await driver.execute("COMMIT")) != "COMMIT":
+                raise NotCommitted(f"the database answered COMMIT with {said}")
+        except BaseException:
+            await _roll_back(driver)
+            raise
+
+
+async def _roll_back(driver: "Driver") -> None:
+    """Whatever happens meanwhile, no connection goes back to the pool inside a transaction.
+
+    Where a BEGIN was cancelled on its way, the driver itself does not know whether there is one.
+    """
+    if driver.is_closed():
+        return
+    try:
+        await driver.execute("ROLLBACK")
+    except BaseException as error:
+        driver.terminate()  # the pool gives out no closed one, and the server rolls back
+        if not isinstance(error, Exception):
+            raise
+
+
+class NotCommitted(Exception):
+    """A transaction that had failed was to be committed as if it had not."""
 
 
 class WrongDatabase(Exception):

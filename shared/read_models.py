@@ -13,8 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Table, delete, select, text
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.dialects.postgresql import asyncpg, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from shared.command import Changed, Kind
 from shared.database import driver_of
@@ -38,11 +39,25 @@ class ReadModel:
         columns = {name: _column(getattr(state, name)) for name in self.columns}
         return {"id": state.id, **columns, "revision": state.revision, "thing": self.kind.show(state)}
 
+    async def write(self, connection: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows over what is there; not as the first statement of a transaction of Core."""
+        put, names = self._put
+        values = [[json.dumps(row[name]) if name == "thing" else row[name] for name in names] for row in rows]
+        driver = await driver_of(connection)
+        if len(values) == 1:
+            await driver.execute(put, *values[0])
+        elif values:
+            await driver.executemany(put, values)
+
     @cached_property
-    def put(self) -> Insert:
-        """The statement that writes rows over what is there."""
+    def _put(self) -> tuple[str, Sequence[str]]:
+        """The statement, and the columns that its parameters are for: Core says it once, the driver sends it."""
         statement = insert(self.table)
-        return statement.on_conflict_do_update(index_elements=["id"], set_=dict(statement.excluded))
+        over = statement.on_conflict_do_update(index_elements=["id"], set_=dict(statement.excluded))
+        compiled = over.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+        assert isinstance(compiled, SQLCompiler)
+        assert compiled.positiontup is not None
+        return str(compiled), compiled.positiontup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +70,8 @@ class ReadModels:
     async def project(self, connection: AsyncConnection, changed: Sequence[Changed[Any]]) -> None:
         """Write the rows of what a command changed: in one order of tables, that of `rebuild`'s locks."""
         for name, model in self.by_kind.items():
-            rows = [model.row(change.state) for change in changed if change.kind == name]
-            if rows:
-                await connection.execute(model.put, rows)
+            if rows := [model.row(change.state) for change in changed if change.kind == name]:
+                await model.write(connection, rows)
 
     async def trip_of(self, engine: AsyncEngine, kind: str, thing: UUID) -> UUID:
         """The trip to which a thing belongs; it never changes, so it is asked for before the command's transaction.
@@ -132,9 +146,8 @@ class ReadModels:
 async def _put(connection: AsyncConnection, model: ReadModel, rows: list[dict[str, Any]]) -> int:
     """Write what was gathered, and let it go; returns how many rows there were."""
     written = len(rows)
-    if rows:
-        await connection.execute(model.put, rows)
-        rows.clear()
+    await model.write(connection, rows)
+    rows.clear()
     return written
 
 

@@ -109,7 +109,7 @@ class PostgresServer:
     async def _create_from(self, template: str) -> str:
         self.made += 1
         name = f"{self.role}_{self.made}"
-        await self.execute(f"CREATE DATABASE {name} OWNER {self.role} TEMPLATE {template}")
+        await self.execute(f"CREATE DATABASE {name} OWNER {self.role} TEMPLATE {template} STRATEGY FILE_COPY")
         return name
 
 

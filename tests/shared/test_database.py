@@ -4,17 +4,17 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.embedded import EmbeddedPostgres
-from shared.database import driver_of, is_away, make_engine, why_unusable
+from shared.database import NotCommitted, driver_of, is_away, make_engine, quick_transaction, why_unusable
 
 MakeDatabase = Callable[[], Awaitable[str]]
 
@@ -142,3 +142,107 @@ async def _backend(engine: AsyncEngine) -> int:
         with contextlib.suppress(TimeoutError, DBAPIError):
             async with engine.connect() as connection:
                 return int(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+LOCK = "SELECT pg_advisory_xact_lock(7)"
+
+
+@pytest.fixture
+async def one(make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
+    """An engine of one connection, with a table; at the end that connection is in no transaction."""
+    engine = make_engine(await make_database(), name="test", pool_size=1)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE facts (fact text)"))
+    yield engine
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    async with engine.connect() as connection:
+        driver = await driver_of(connection)
+        assert (await driver.fetchval("SELECT 1"), driver.is_in_transaction()) == (1, False)
+        assert await driver.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    await engine.dispose()
+
+
+async def _facts(engine: AsyncEngine) -> list[str]:
+    async with engine.connect() as connection:
+        return list(await connection.scalars(text("SELECT fact FROM facts ORDER BY fact")))
+
+
+async def test_a_quick_transaction_is_whole_or_not_at_all_by_core_as_by_the_driver(one: AsyncEngine) -> None:
+    async def write(suffix: str, divisor: int) -> None:
+        async with quick_transaction(one, LOCK) as connection:
+            await (await driver_of(connection)).execute("INSERT INTO facts VALUES ('driver' || $1)", suffix)
+            await connection.execute(text("INSERT INTO facts VALUES ('core' || :suffix)"), {"suffix": suffix})
+            assert await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 1
+            assert 1 // divisor
+
+    await write("", 1)
+    with pytest.raises(ZeroDivisionError):
+        await write(" again", 0)
+    assert await _facts(one) == ["core", "driver"]
+    with pytest.raises(asyncpg.UndefinedFunctionError):
+        async with quick_transaction(one, "SELECT nothing()"):
+            pytest.fail("the first statement failed")
+
+
+async def test_a_failure_that_was_passed_over_is_not_said_to_be_committed(one: AsyncEngine) -> None:
+    async def pass_over() -> None:
+        async with quick_transaction(one, LOCK) as connection:
+            driver = await driver_of(connection)
+            await driver.execute("INSERT INTO facts VALUES ('lost')")
+            with contextlib.suppress(asyncpg.PostgresError):
+                await driver.execute("SELECT 1 / 0")
+
+    with pytest.raises(NotCommitted, match="COMMIT with ROLLBACK"):
+        await pass_over()
+    assert await _facts(one) == []
+
+
+@pytest.mark.parametrize("where", ["first", "within", "rollback", "within, and again"])
+async def test_a_quick_transaction_that_is_cancelled_leaves_its_connection_in_none(
+    one: AsyncEngine, where: str
+) -> None:
+    holding = make_engine(one.url.render_as_string(hide_password=False), name="holding")
+    async with holding.begin() as holder:
+        await holder.execute(text(LOCK))
+        entered = asyncio.Event()
+
+        async def act() -> None:
+            async with quick_transaction(one, LOCK if where == "first" else "SELECT 1") as connection:
+                await connection.execute(text("INSERT INTO facts VALUES ('half')"))
+                entered.set()
+                assert where != "rollback"
+                await (await driver_of(connection)).execute(LOCK)
+
+        acting = asyncio.create_task(act())
+        if where == "rollback":
+            await entered.wait()
+        else:
+            await _until_somebody_waits(holder)
+        acting.cancel()
+        if where == "within, and again":
+            await asyncio.sleep(0)  # to the rollback, which waits for the end of the statement
+            acting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await acting
+    await holding.dispose()
+    assert await _facts(one) == []
+
+
+async def _until_somebody_waits(connection: AsyncConnection) -> None:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    async with asyncio.timeout(60):
+        while not await connection.scalar(waiting):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_connection_that_is_lost_in_a_quick_transaction_is_not_given_out_again(one: AsyncEngine) -> None:
+    async def lose() -> None:
+        async with quick_transaction(one, LOCK) as connection:
+            driver = await driver_of(connection)
+            await driver.execute("INSERT INTO facts VALUES ('lost')")
+            await driver.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(asyncpg.PostgresError) as lost:
+        await lose()
+    assert is_away(lost.value)
+    assert await _facts(one) == []
