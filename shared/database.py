@@ -1,5 +1,6 @@
 """Connections to a service's own PostgreSQL: the engine, the raw driver beneath it, and what counts as "away"."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 """A process that stands still inside a transaction loses it, so that it cannot hold the log's lock for ever."""
 
 
+ROLLBACK_SECONDS = 5.0
 COMMAND_TIMEOUT = 10.0
 """Seconds. A server that has stopped answering (frozen, or cut off) is as good as away; no timeout of its own tells."""
 
@@ -86,23 +88,29 @@ async def quick_transaction(engine: AsyncEngine, first: str) -> AsyncIterator[As
             if (said := await driver.execute("COMMIT")) != "COMMIT":
                 raise NotCommitted(f"the database answered COMMIT with {said}")
         except BaseException:
-            await _roll_back(driver)
+            await _roll_back(connection, driver)
             raise
 
 
-async def _roll_back(driver: "Driver") -> None:
+async def _roll_back(connection: AsyncConnection, driver: "Driver") -> None:
     """Whatever happens meanwhile, no connection goes back to the pool inside a transaction.
 
     Where a BEGIN was cancelled on its way, the driver itself does not know whether there is one.
     """
     if driver.is_closed():
         return
-    try:
-        await driver.execute("ROLLBACK")
-    except BaseException as error:
-        driver.terminate()  # the pool gives out no closed one, and the server rolls back
-        if not isinstance(error, Exception):
-            raise
+    ending = asyncio.ensure_future(driver.execute("ROLLBACK", timeout=ROLLBACK_SECONDS))
+    cancelled = None
+    while not ending.done():
+        try:
+            await asyncio.wait([ending])
+        except asyncio.CancelledError as error:  # what cancels a second time waits for this, too
+            cancelled = error
+    if ending.cancelled() or ending.exception() is not None:
+        driver.terminate()  # the server rolls back when it sees that
+        await connection.invalidate()  # this one alone: at a closed one the pool would give up all
+    if cancelled is not None:
+        raise cancelled
 
 
 class NotCommitted(Exception):

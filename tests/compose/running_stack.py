@@ -61,10 +61,12 @@ def compose(project: str, env: Path, *words: str, check: bool = True) -> "subpro
 
 def engine_answers() -> bool:
     """Whether a Docker engine is there."""
-    return (
-        shutil.which("docker") is not None
-        and not subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=120).returncode
-    )
+    if shutil.which("docker") is None:
+        return False
+    try:
+        return not subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=120).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 @contextmanager

@@ -142,8 +142,8 @@ def until() -> Until:
 
 
 @pytest.fixture
-def start_up(tmp_path: Path) -> Iterator[StartUp]:
-    """Starts the program; whatever a test has left of it is ended afterwards."""
+def start_up(tmp_path: Path, data_folder: Path) -> Iterator[StartUp]:
+    """Starts the program; whatever a test has left of it is ended afterwards, before its folder goes."""
     started: list[Up] = []
 
     def start(data: Path, *arguments: str, **options: Any) -> Up:

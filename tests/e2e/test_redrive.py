@@ -110,7 +110,11 @@ class Scene:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps(told).encode()), 240)
+        try:
+            out, _ = await asyncio.wait_for(process.communicate(json.dumps(told).encode()), 240)
+        finally:
+            if process.returncode is None:
+                process.kill()
         return [(code, said, err) for code, said, err in json.loads(out)]
 
     async def redriven(self) -> tuple[int, str, str]:

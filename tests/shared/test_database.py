@@ -136,6 +136,40 @@ async def test_server_that_is_frozen_is_away_like_one_that_is_gone(data_folder: 
         await engine.dispose()
 
 
+@pytest.mark.parametrize("cancelled", [0, 1, 3])
+async def test_a_connection_that_cannot_be_rolled_back_is_closed_and_no_other_is(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch, cancelled: int
+) -> None:
+    monkeypatch.setattr("shared.database.ROLLBACK_SECONDS", 0.5)
+    backends: list[int] = []
+
+    async def fail() -> None:
+        async with quick_transaction(engine, "SELECT 1") as connection:
+            backends.append((await driver_of(connection)).get_server_pid())
+            os.kill(backends[0], signal.SIGSTOP)
+            raise ZeroDivisionError
+
+    with EmbeddedPostgres(data_folder) as postgres:
+        engine = make_engine(postgres.url("schedule"), name="test")
+        async with engine.connect() as other:
+            failing = asyncio.create_task(fail())
+            while not backends:
+                await asyncio.sleep(0)
+            for _ in range(cancelled):
+                failing.cancel()
+                await asyncio.sleep(0)
+            try:
+                with pytest.raises(asyncio.CancelledError if cancelled else ZeroDivisionError):
+                    await failing
+            finally:
+                os.kill(backends[0], signal.SIGCONT)
+            backends.append((await driver_of(other)).get_server_pid())
+        async with engine.connect() as one, engine.connect() as another:
+            found = {(await driver_of(each)).get_server_pid() for each in (one, another)}
+        assert found & set(backends) == {backends[1]}
+        await engine.dispose()
+
+
 async def _backend(engine: AsyncEngine) -> int:
     """The process at the other end of the pool's connection, as soon as the server answers in time."""
     while True:
@@ -145,20 +179,24 @@ async def _backend(engine: AsyncEngine) -> int:
 
 
 LOCK = "SELECT pg_advisory_xact_lock(7)"
+LOCKS = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {} "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 @pytest.fixture
-async def one(make_database: MakeDatabase) -> AsyncIterator[AsyncEngine]:
-    """An engine of one connection, with a table; at the end that connection is in no transaction."""
-    engine = make_engine(await make_database(), name="test", pool_size=1)
-    async with engine.begin() as connection:
+async def few(make_database: MakeDatabase, patient_locks: None) -> AsyncIterator[AsyncEngine]:
+    """An engine of two connections, with a table; at the end both are in no transaction, and nobody holds a lock."""
+    engine = make_engine(await make_database(), name="test", pool_size=2, command_timeout=120)
+    async with engine.begin() as connection, engine.connect():
         await connection.execute(text("CREATE TABLE facts (fact text)"))
     yield engine
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    async with engine.connect() as connection:
-        driver = await driver_of(connection)
-        assert (await driver.fetchval("SELECT 1"), driver.is_in_transaction()) == (1, False)
-        assert await driver.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    async with engine.connect() as one, engine.connect() as other:
+        for driver in (await driver_of(one), await driver_of(other)):
+            assert (await driver.fetchval("SELECT 1"), driver.is_in_transaction()) == (1, False)
+        await _until_locks(one, "granted", 0)
     await engine.dispose()
 
 
@@ -167,26 +205,32 @@ async def _facts(engine: AsyncEngine) -> list[str]:
         return list(await connection.scalars(text("SELECT fact FROM facts ORDER BY fact")))
 
 
-async def test_a_quick_transaction_is_whole_or_not_at_all_by_core_as_by_the_driver(one: AsyncEngine) -> None:
+async def _until_locks(connection: AsyncConnection, which: str, count: int) -> None:
+    async with asyncio.timeout(120):
+        while await connection.scalar(text(LOCKS.format(which))) != count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_quick_transaction_is_whole_or_not_at_all_by_core_as_by_the_driver(few: AsyncEngine) -> None:
     async def write(suffix: str, divisor: int) -> None:
-        async with quick_transaction(one, LOCK) as connection:
+        async with quick_transaction(few, LOCK) as connection:
             await (await driver_of(connection)).execute("INSERT INTO facts VALUES ('driver' || $1)", suffix)
             await connection.execute(text("INSERT INTO facts VALUES ('core' || :suffix)"), {"suffix": suffix})
-            assert await connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 1
+            assert await connection.scalar(text(LOCKS.format("granted"))) == 1
             assert 1 // divisor
 
     await write("", 1)
     with pytest.raises(ZeroDivisionError):
         await write(" again", 0)
-    assert await _facts(one) == ["core", "driver"]
+    assert await _facts(few) == ["core", "driver"]
     with pytest.raises(asyncpg.UndefinedFunctionError):
-        async with quick_transaction(one, "SELECT nothing()"):
+        async with quick_transaction(few, "SELECT nothing()"):
             pytest.fail("the first statement failed")
 
 
-async def test_a_failure_that_was_passed_over_is_not_said_to_be_committed(one: AsyncEngine) -> None:
+async def test_a_failure_that_was_passed_over_is_not_said_to_be_committed(few: AsyncEngine) -> None:
     async def pass_over() -> None:
-        async with quick_transaction(one, LOCK) as connection:
+        async with quick_transaction(few, LOCK) as connection:
             driver = await driver_of(connection)
             await driver.execute("INSERT INTO facts VALUES ('lost')")
             with contextlib.suppress(asyncpg.PostgresError):
@@ -194,50 +238,47 @@ async def test_a_failure_that_was_passed_over_is_not_said_to_be_committed(one: A
 
     with pytest.raises(NotCommitted, match="COMMIT with ROLLBACK"):
         await pass_over()
-    assert await _facts(one) == []
+    assert await _facts(few) == []
 
 
 @pytest.mark.parametrize("where", ["first", "within", "rollback", "within, and again"])
 async def test_a_quick_transaction_that_is_cancelled_leaves_its_connection_in_none(
-    one: AsyncEngine, where: str
+    few: AsyncEngine, where: str
 ) -> None:
-    holding = make_engine(one.url.render_as_string(hide_password=False), name="holding")
-    async with holding.begin() as holder:
-        await holder.execute(text(LOCK))
-        entered = asyncio.Event()
+    holding = make_engine(few.url.render_as_string(hide_password=False), name="holding", command_timeout=120)
+    async with few.connect() as other:
+        kept = (await driver_of(other)).get_server_pid()
+        async with holding.begin() as holder:
+            await holder.execute(text(LOCK))
+            entered = asyncio.Event()
 
-        async def act() -> None:
-            async with quick_transaction(one, LOCK if where == "first" else "SELECT 1") as connection:
-                await connection.execute(text("INSERT INTO facts VALUES ('half')"))
-                entered.set()
-                assert where != "rollback"
-                await (await driver_of(connection)).execute(LOCK)
+            async def act() -> None:
+                async with quick_transaction(few, LOCK if where == "first" else "SELECT 1") as connection:
+                    await connection.execute(text("INSERT INTO facts VALUES ('half')"))
+                    entered.set()
+                    assert where != "rollback"
+                    await (await driver_of(connection)).execute(LOCK)
 
-        acting = asyncio.create_task(act())
-        if where == "rollback":
-            await entered.wait()
-        else:
-            await _until_somebody_waits(holder)
-        acting.cancel()
-        if where == "within, and again":
-            await asyncio.sleep(0)  # to the rollback, which waits for the end of the statement
+            acting = asyncio.create_task(act())
+            if where == "rollback":
+                await entered.wait()
+            else:
+                await _until_locks(holder, "NOT granted", 1)
             acting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await acting
-    await holding.dispose()
-    assert await _facts(one) == []
+            if where == "within, and again":
+                await asyncio.sleep(0)  # to the rollback, which waits for the end of the statement
+                acting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await acting
+        await holding.dispose()
+    assert await _facts(few) == []
+    async with few.connect() as one, few.connect() as other:
+        assert kept in {(await driver_of(each)).get_server_pid() for each in (one, other)}
 
 
-async def _until_somebody_waits(connection: AsyncConnection) -> None:
-    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    async with asyncio.timeout(60):
-        while not await connection.scalar(waiting):
-            await asyncio.sleep(0.01)
-
-
-async def test_a_connection_that_is_lost_in_a_quick_transaction_is_not_given_out_again(one: AsyncEngine) -> None:
+async def test_a_connection_that_is_lost_in_a_quick_transaction_is_not_given_out_again(few: AsyncEngine) -> None:
     async def lose() -> None:
-        async with quick_transaction(one, LOCK) as connection:
+        async with quick_transaction(few, LOCK) as connection:
             driver = await driver_of(connection)
             await driver.execute("INSERT INTO facts VALUES ('lost')")
             await driver.execute("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -245,4 +286,4 @@ async def test_a_connection_that_is_lost_in_a_quick_transaction_is_not_given_out
     with pytest.raises(asyncpg.PostgresError) as lost:
         await lose()
     assert is_away(lost.value)
-    assert await _facts(one) == []
+    assert await _facts(few) == []

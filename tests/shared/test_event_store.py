@@ -444,6 +444,8 @@ def as_core(connection: Driver) -> AsyncConnection:
         driver_connection = connection
 
     class Core:
+        sync_connection = None
+
         async def get_raw_connection(self) -> Raw:
             return Raw()
 
