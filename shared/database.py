@@ -23,11 +23,10 @@ MAJOR = 18
 """The PostgreSQL that everything is written and tried for."""
 IDLE_IN_TRANSACTION_TIMEOUT = "10s"
 """A process that stands still inside a transaction loses it, so that it cannot hold the log's lock for ever."""
-
-
-ROLLBACK_SECONDS = 5.0
 COMMAND_TIMEOUT = 10.0
 """Seconds. A server that has stopped answering (frozen, or cut off) is as good as away; no timeout of its own tells."""
+ROLLBACK_SECONDS = 5.0
+"""A connection that takes longer is closed instead."""
 
 
 def make_engine(
