@@ -56,7 +56,7 @@ def make(env: Path) -> list[Path]:
         made += _secret(folder / f"{name}_database_url", url)
     made += _tokens(folder)
     lines = {"ATTACHE_SECRETS": _named(folder, env.parent), "KAFKA_CLUSTER_ID": cluster_id()}
-    if lacking := {name: value for name, value in lines.items() if name not in said}:
+    if lacking := {name: value for name, value in lines.items() if not said.get(name)}:
         _append(env, "".join(f"{name}={value}\n" for name, value in lacking.items()))
         made.append(env)
     return made

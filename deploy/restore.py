@@ -112,7 +112,10 @@ def say(line: str) -> None:
 
 def asked(what: str) -> bool:
     """Whether somebody at the terminal types yes."""
-    return sys.stdin.isatty() and input(f"{what}\nType yes to replace it: ").strip().lower() == "yes"
+    try:
+        return sys.stdin.isatty() and input(f"{what}\nType yes to replace it: ").strip().lower() == "yes"
+    except EOFError:
+        return False
 
 
 def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, nothing_lost: bool = False) -> None:

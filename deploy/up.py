@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         code = subprocess.run([*compose, "up", "--build", "--wait", *options], cwd=ROOT, check=False).returncode
     except FileNotFoundError:
         return _fail("docker is not installed")
+    except KeyboardInterrupt:
+        return 130
     if code:
         for line in last_words(compose):
             _fail(line)

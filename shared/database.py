@@ -96,8 +96,6 @@ async def _roll_back(connection: AsyncConnection, driver: "Driver") -> None:
 
     Where a BEGIN was cancelled on its way, the driver itself does not know whether there is one.
     """
-    if driver.is_closed():
-        return
     ending = asyncio.ensure_future(driver.execute("ROLLBACK", timeout=ROLLBACK_SECONDS))
     cancelled = None
     while not ending.done():

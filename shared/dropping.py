@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.key_healing import KeyHealing
 from shared.marks import Mark, Marks
 from shared.message_log import Page
+from shared.messages import Undecodable
 from shared.parking import GAP, KEY_WAITS, NOT_APPLIED, wait_again
 from shared.rebuilding import EpochBehind
 from shared.redrive import NAMED, TYPED
@@ -91,7 +92,8 @@ class Dropping:
                 await self._write_down(connection, found)
         else:
             await self._pass_over(found)
-            with contextlib.suppress(httpx.HTTPError):  # it is dropped all the same, and services go on with its key
+            # it is dropped all the same, and services go on with its key
+            with contextlib.suppress(httpx.HTTPError, EpochBehind, Undecodable):
                 await self.keys.heal(found["topic"], found["key"])
         return Dropped(**{field: found[field] for field in ("topic", "key", "sequence", "type")})
 
@@ -120,6 +122,8 @@ class Dropping:
             raise CannotDrop(f"this program does not hear {found['topic']}") from error
         except EpochBehind as error:
             raise CannotDrop(str(error)) from error
+        except Undecodable as error:
+            raise CannotDrop(f"what its producer's message log has there cannot be read ({error.slug})") from error
         except httpx.HTTPError as error:
             said = f"its producer's message log does not answer ({type(error).__name__})"
             raise CannotDrop(f"{said}, and what stands there is to be seen first") from error

@@ -116,7 +116,7 @@ def _process(of: Families, readiness: Readiness) -> Iterator[Metric]:
     yield of.gauge("consumer_lag_seconds", said, lags, "topic")
     yield of.counter("healer_messages", "Messages fetched from a producer's own log", readiness.healer.keys.healed)
     rebuilt = readiness.healer.rebuilding.rebuilt
-    yield of.counter("healer_keys_rebuilt", "Keys built anew, since their producer was restored", rebuilt)
+    yield of.counter("healer_keys_rebuilt", "Keys built anew from their producer's log", rebuilt)
     rewound = readiness.healer.rewound
     keys, lost = ({(topic,): float(n) for topic, n in one.items()} for one in (rewound.keys, rewound.lost))
     said = "Keys built anew, since their producer's log had less of them than was applied here"

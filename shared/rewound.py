@@ -22,13 +22,14 @@ from shared.rebuilding import BEFORE_ALL
 from shared.taking import Taking
 
 ASKED = 100
-"""So many keys are asked for at one comparison; where there are more, those are as good a proof."""
+"""So many keys are asked for at one comparison, those first that can be built anew: the lost ones stay ahead."""
 
 _AHEAD = """
 SELECT m.key, m.sequence, h.key IS NOT NULL AS told
 FROM consumer_marks m
     LEFT JOIN unnest(CAST(:keys AS text[]), CAST(:heads AS bigint[])) AS h(key, sequence) ON h.key = m.key
-WHERE m.topic = :topic AND m.epoch = :epoch AND m.sequence > coalesce(h.sequence, 0) ORDER BY m.key LIMIT :asked
+WHERE m.topic = :topic AND m.epoch = :epoch AND m.sequence > coalesce(h.sequence, 0)
+ORDER BY told DESC, m.key LIMIT :asked
 """
 _STALE = """
 UPDATE consumer_marks SET epoch = :before

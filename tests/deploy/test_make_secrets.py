@@ -35,6 +35,13 @@ def test_everything_is_made_once_and_left_alone_afterwards(env: Path) -> None:
     assert (_content(env), env.read_text(encoding="utf-8")) == (made, said)
 
 
+def test_a_cluster_id_that_is_empty_is_made(env: Path) -> None:
+    env.write_text("KAFKA_CLUSTER_ID=\n")
+    make(env)
+    assert len(read_env(env)["KAFKA_CLUSTER_ID"]) == 22
+    assert env not in make(env)
+
+
 def test_containers_may_read_the_files_and_nobody_else_the_folder(env: Path) -> None:
     make(env)
     folder = env.parent / "deploy" / "secrets"

@@ -244,8 +244,10 @@ async def _audience(messages: Messages, delegation: UUID, level: str) -> UUID:
     return made
 
 
-def _renderer(engine: AsyncEngine, rendered: Callable[[], None] = lambda: None) -> Renderer:
-    return Renderer(engine=engine, domain=lambda: DOMAIN, rendered=rendered)
+def _renderer(
+    engine: AsyncEngine, rendered: Callable[[], None] = lambda: None, kind: type[Renderer] = Renderer
+) -> Renderer:
+    return kind(engine=engine, domain=lambda: DOMAIN, rendered=rendered)
 
 
 async def test_fifty_edits_are_one_new_body_at_once_after_a_quiet_second_and_else_once_a_second(trip: Trip) -> None:
@@ -345,7 +347,7 @@ async def test_trip_that_is_being_rendered_is_left_to_who_does_it(trip: Trip) ->
             meanwhile.append(len(await _bodies(trip, trip.audiences[0])))
             return await super()._audiences(*given)
 
-    await Interrupted(engine=trip.engine, domain=lambda: DOMAIN, rendered=lambda: None)._trip(trip.messages.trip)
+    await _renderer(trip.engine, kind=Interrupted)._trip(trip.messages.trip)
     assert meanwhile == [0]
     assert set(other._resting) == {trip.messages.trip}
     await _until_rendered(trip, other)
@@ -365,7 +367,7 @@ async def test_mark_that_comes_while_its_trip_is_rendered_is_not_lost(trip: Trip
             await trip.messages.retitle(trip.meetings[0], "Told meanwhile", "Talks 10")
             return done
 
-    renderer = Interrupted(engine=trip.engine, domain=lambda: DOMAIN, rendered=lambda: None)
+    renderer = _renderer(trip.engine, kind=Interrupted)
     await renderer._trip(trip.messages.trip)
     assert b"Told meanwhile" not in (await _bodies(trip, trip.audiences[0]))[-1][3]
     assert await renderer.waiting() == 1
@@ -380,7 +382,7 @@ async def test_change_that_comes_before_its_picture_is_read_is_in_the_body(trip:
             await trip.messages.retitle(trip.meetings[0], "Told meanwhile", "Talks 10")
             return begun
 
-    renderer = Interrupted(engine=trip.engine, domain=lambda: DOMAIN, rendered=lambda: None)
+    renderer = _renderer(trip.engine, kind=Interrupted)
     await renderer._trip(trip.messages.trip)
     assert b"Told meanwhile" in (await _bodies(trip, trip.audiences[0]))[-1][3]
     assert await renderer.waiting() == 0

@@ -126,6 +126,11 @@ async def test_what_is_not_announced_or_whose_producer_is_away_is_not_dropped(
     before = await _everything(listening)
     with pytest.raises(CannotDrop, match="does not answer"):
         await _dropping(listening, consumer, broken).drop(ids["a", 2], None)
+    page = {"epoch": 1, "next": None, "items": [{"specversion": "9"}]}
+    strange = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=page)))
+    broken = Healer(consumer, {publishing.cleared: dataclasses.replace(log, client=strange)}, {}, NEVER)
+    with pytest.raises(CannotDrop, match="cannot be read"):
+        await _dropping(listening, consumer, broken).drop(ids["a", 2], None)
     assert await _everything(listening) == before
     async with listening.watching.begin() as connection:
         await connection.execute(text("UPDATE parked_messages SET announced_at = NULL"))

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import text
 
 from tests.shared.test_epochs import Backup, say_restored, settled, tells
@@ -38,6 +39,22 @@ async def test_a_key_of_which_the_log_has_less_than_was_applied_is_built_anew_fr
     assert healer.rewound.lost == {publishing.cleared: 0}
     marks = await listening.rows("SELECT key, epoch, sequence FROM consumer_marks ORDER BY key")
     assert marks == [("a", 1, 2), ("b", 1, 1)]
+
+
+async def test_keys_of_which_the_log_has_nothing_hold_up_none_that_can_be_built_anew(
+    publishing: "Publishing", listening: "Listening", running: Running, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.rewound.ASKED", 1)
+    consumer = listening.consumer(publishing)
+    healer = listening.healer(consumer, publishing)
+    await publishing.note("b", "first")
+    backup = await Backup.of(publishing)
+    await publishing.note("b", "ghost")
+    await publishing.note("a", "ghost")
+    async with running(consumer.run(), healer.run()):
+        await until(lambda: tells(listening, a=["ghost"], b=["first", "ghost"]))
+        await backup.restore()
+        await until(lambda: tells(listening, a=["ghost"], b=["first"]))
 
 
 async def test_a_key_of_which_the_log_has_nothing_is_kept_and_told_of_until_somebody_says_restored(
