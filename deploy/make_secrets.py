@@ -90,13 +90,16 @@ def _tokens(folder: Path) -> list[Path]:
 
 
 def _more_tokens(folder: Path, hashes: Path, lacking: list[str]) -> list[Path]:
-    """Tokens that were taken away get new ones; the old hashes are left out, so that the old secrets end."""
-    made = [path for name in lacking for path in _secret(folder / name, new_token())]
+    """Tokens that were taken away get new ones; the old hashes are left out, so that the old secrets end.
+
+    The hashes first: where it ends in between, the secrets still lack, and the next run begins anew.
+    """
+    new = {name: new_token() for name in lacking}
     gone = {TOKENS[name][0] for name in lacking}
     lines = hashes.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.split() or line.split()[-1] not in gone]
-    _replace(hashes, "\n".join([*kept, *(_line(folder, name) for name in lacking)]))
-    return [*made, hashes]
+    _replace(hashes, "\n".join([*kept, *(_hashed(name, token) for name, token in new.items())]))
+    return [*(path for name, token in new.items() for path in _secret(folder / name, token)), hashes]
 
 
 def new_token() -> str:
@@ -105,10 +108,14 @@ def new_token() -> str:
 
 
 def _line(folder: Path, name: str) -> str:
-    caller, scopes = TOKENS[name]
     token = (folder / name).read_text(encoding="utf-8").strip()
     if not token:
         raise CannotMake(f"{folder / name} is empty: remove it, and run this again")
+    return _hashed(name, token)
+
+
+def _hashed(name: str, token: str) -> str:
+    caller, scopes = TOKENS[name]
     return f"{hashlib.sha256(token.encode()).hexdigest()} {scopes} {caller}"
 
 

@@ -78,7 +78,10 @@ def run(program: Program, arguments: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         if (line := why_unusable(error, settings.database_url.get_secret_value())) is None:
-            raise
+            if parsed.command != "redrive":
+                raise
+            log.exception("redrive.failed")
+            line = f"not done: {type(error).__name__}"  # Python's own exit code says that something is still parked
         print(f"{program.name}: {line}", file=sys.stderr)
     return NOT_DONE if parsed.command == "redrive" else 1
 

@@ -35,6 +35,28 @@ def test_everything_is_made_once_and_left_alone_afterwards(env: Path) -> None:
     assert (_content(env), env.read_text(encoding="utf-8")) == (made, said)
 
 
+def test_a_token_that_was_taken_away_ends_even_where_the_new_one_cannot_be_written(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(env)
+    folder = env.parent / "deploy" / "secrets"
+    leaked = _content(env)["planner_token"]
+    (folder / "planner_token").unlink()
+
+    def full(path: Path, content: str) -> list[Path]:
+        if not path.exists():
+            raise OSError(28, "No space left on device")
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.make_secrets._secret", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(env)
+    assert callers_of(folder / "tokens").caller(leaked) is None
+    assert folder / "planner_token" in make(env)
+    assert callers_of(folder / "tokens").caller(_content(env)["planner_token"]) is not None
+
+
 def test_a_cluster_id_that_is_empty_is_made(env: Path) -> None:
     env.write_text("KAFKA_CLUSTER_ID=\n")
     make(env)

@@ -5,6 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+import structlog
+
+from services.schedule.__main__ import PROGRAM
+from shared.cli import run
 from shared.settings import ESCAPED
 
 NOWHERE = "postgresql+asyncpg://somebody:Kanarienvogel@127.0.0.1:9/nothing"
@@ -21,6 +26,21 @@ def _served(**settings: str) -> tuple[int, str]:
         env={"PATH": os.environ["PATH"], "LOG_FORMAT": "json", **given},
     )
     return done.returncode, done.stderr
+
+
+def test_a_redrive_that_fails_unforeseen_is_not_said_to_have_left_something_parked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_: object) -> int:
+        raise ZeroDivisionError
+
+    for name, value in {"DATABASE_URL": NOWHERE, "BUS_URL": NOWHERE, "SERVICE_TOKEN": "attache_canary"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("shared.cli._redrive", fail)
+    monkeypatch.setattr("shared.cli.set_up", lambda *_, **__: None)
+    with structlog.testing.capture_logs():
+        assert run(PROGRAM, ["redrive"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "schedule: not done: ZeroDivisionError"
 
 
 def test_a_port_that_is_taken_is_said_in_one_line() -> None:
