@@ -6,6 +6,7 @@ superuser's URL), else the wheel in a folder of its own, which is quicker than a
 """
 
 import asyncio
+import gc
 import os
 import secrets
 import shutil
@@ -111,6 +112,19 @@ class PostgresServer:
         name = f"{self.role}_{self.made}"
         await self.execute(f"CREATE DATABASE {name} OWNER {self.role} TEMPLATE {template} STRATEGY FILE_COPY")
         return name
+
+
+@pytest.fixture(scope="session")
+def _frozen_heap() -> None:
+    gc.collect()
+    gc.freeze()  # all that was imported: it need not be walked after each test
+
+
+@pytest.fixture(autouse=True)
+def _own_leaks(_frozen_heap: None) -> Iterator[None]:
+    """What a test left open is its own error, not that of a later test in which the collector happens to run."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from deploy.kafka_node import JARS, KafkaNode, NodeUnable, check_java, fetch_jars, free_port
+from deploy.kafka_node import JARS, KafkaNode, NodeUnable, check_java, fetch_jars, free_port, until_answers
 from services.doctor.looks import Look, looked
 from shared.bus import BusAway, Partition, Record, Topic
 from shared.bus_choice import make_bus, topic_like
@@ -77,6 +77,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     node.start()
     try:
         node.wait_ready(PATIENCE)
+        for port in ports.values():  # one after the other, in no order
+            until_answers(f"127.0.0.1:{port}", PATIENCE)
         yield Secured(ports, signs)
     finally:
         node.stop()
