@@ -1,7 +1,7 @@
 """What lies in `DATA` beside the databases: the demo's secrets, the log, and `run.json` for scripts.
 
-The program itself keeps hashes only, so what the demo has to know again (tokens, feed addresses) is kept here, for its
-owner alone.
+`bus.json` tells the doctor which bus it is. The program itself keeps hashes only, so what the demo has to know again
+(tokens, feed addresses) is kept here, for its owner alone.
 """
 
 import io

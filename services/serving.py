@@ -84,15 +84,19 @@ class Start:
         """The demo's bearer token."""
         return tokens(self.data)["demo"]
 
+    @property
+    def way(self) -> dict[str, str]:
+        """By which bus: the settings that the doctor has to take over."""
+        return {"bus": self.bus, "kafka_bootstrap": kafka_bootstrap()}
+
     def settings(self) -> dict[str, Settings]:
         """Each service's settings: from here, and what is not given here from the environment. Raises WrongSetting."""
         common = {
             "host": "127.0.0.1",
             "port": self.listening.getsockname()[1],
             "roles": ROLES,
-            "bus": self.bus,
+            **self.way,
             "bus_url": self.postgres.url("bus"),
-            "kafka_bootstrap": kafka_bootstrap(),
             "tokens_file": self.data / "tokens",
             "service_token": tokens(self.data)["services"],
             **{f"{name}_url": self.base for name in ("public", *SERVICES)},
@@ -110,6 +114,7 @@ def run(start: Start, lines: TextIO, signals: Signals) -> None:
     with explained(start.data, READABLE), contextlib.ExitStack() as stack:
         level = start.settings()["schedule"].log_level  # what is set wrong is said before anything is started
         set_up("attache", log_format="json", level=level, stream=lines)
+        write_secret(start.data / "bus.json", json.dumps(start.way))
         stack.enter_context(start.postgres)
         stack.callback(start.run_file.unlink, missing_ok=True)
         stack.enter_context(asyncio.Runner(loop_factory=_loop_factory())).run(_serve(start, signals))

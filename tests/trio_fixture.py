@@ -121,7 +121,7 @@ async def make_trio(make_database: Callable[..., Awaitable[str]], tmp_path: Path
             **more,
         }
         if kafka:
-            await _emptied(kafka)
+            await emptied(kafka)
         engines.append(make_engine(databases["bus"], name="test-bus"))
         trio = Trio(
             folder=tmp_path,
@@ -145,7 +145,7 @@ async def make_trio(make_database: Callable[..., Awaitable[str]], tmp_path: Path
         await engine.dispose()
 
 
-async def _emptied(kafka: str) -> None:
+async def emptied(kafka: str) -> None:
     """Delete our topics, where there is a broker yet and it has them."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     try:

@@ -103,6 +103,7 @@ def of_folder(data: Path) -> Look:
     """What a folder of `make run` says, while that runs. Raises CannotGoOn."""
     try:
         base = json.loads((data / "run.json").read_text(encoding="utf-8"))["base"]
+        way = json.loads((data / "bus.json").read_text(encoding="utf-8"))
         port = int((data / "postgres" / "port").read_text())
         kept = {one.name: one.read_text(encoding="utf-8").strip() for one in (data / "secrets").iterdir()}
     except (OSError, ValueError, KeyError) as error:
@@ -112,6 +113,7 @@ def of_folder(data: Path) -> Look:
         return f"postgresql+asyncpg://{role}:{kept.get(f'database-{role}', '')}@127.0.0.1:{port}/{role}"
 
     common: dict[str, object] = {
+        **way,
         "bus_url": url("bus"),
         "service_token": kept.get("token-services", ""),
         "tokens_file": data / "tokens",

@@ -20,11 +20,13 @@ import asyncpg
 import httpx
 import pytest
 
+from deploy.kafka_node import KafkaNode
 from services.data_folder import Log
 from services.demo.trip_commands import FORMS
 from services.demo.trip_file import DEMO, read_trip_file
 from services.embedded import EmbeddedPostgres
 from services.front import is_ours
+from tests.trio_fixture import emptied
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Loaded, Running, StartUp, Until, Up
@@ -179,6 +181,24 @@ def test_a_broker_that_is_away_is_said_in_one_line(start_up: StartUp, data_folde
     address = f"127.0.0.1:{free_port}"
     up = start_up(data_folder / "data", "--bus", "kafka", environment={"KAFKA_BOOTSTRAP": address})
     assert _one_line(up) == f"attache: no Kafka answers at {address}: start one in another terminal: make kafka"
+
+
+def test_on_kafka_it_serves_the_same_feeds_and_the_doctor_looks_at_kafka(
+    start_up: StartUp, loaded: Loaded, loaded_folder: Path, breakable_kafka: KafkaNode
+) -> None:
+    address = breakable_kafka.address
+    asyncio.run(emptied(address))
+    up = start_up(loaded_folder, "--bus", "kafka", environment={"KAFKA_BOOTSTRAP": address})
+    run = up.ready()
+    assert [feed["delegation"] for feed in run["feeds"]] == [feed["delegation"] for feed in loaded.run["feeds"]]
+    for feed in run["feeds"]:
+        assert "BEGIN:VEVENT" in httpx.get(feed["url"], trust_env=False, timeout=PATIENCE).text
+    command = [sys.executable, "-m", "services", "doctor", "--data", str(loaded_folder), "--json"]
+    plain = {name: value for name, value in os.environ.items() if name not in ("BUS", "KAFKA_BOOTSTRAP")}
+    told = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=False)
+    topics = [one["found"] for one in json.loads(told.stdout)["findings"] if one["check"] == "topics"]
+    assert topics == ["9 topics are as they have to be (Kafka does not tell its version)"], told.stdout
+    assert up.stop() == 0
 
 
 @pytest.fixture
