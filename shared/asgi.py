@@ -144,10 +144,10 @@ class RequestLog:
         headers = Headers(scope=scope)
         with tracing.request(scope["method"], _traceparent(headers)) as span:
             trail = scope["trail"] = _trail(headers, span.traceparent)
-            status = await self._answered(trail, scope, receive, send)
+            status = await self._inside(trail, scope, receive, send)
             span.answered(_template(scope), status)  # the route is known by now
 
-    async def _answered(self, trail: Trail, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _inside(self, trail: Trail, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer, and log it; returns the status."""
         status = _GONE
         began = time.perf_counter()

@@ -55,6 +55,11 @@ class Message:
     correlation_id: str | None
     body: Mapping[str, Any]
 
+    @property
+    def ce_type(self) -> str:
+        """The type as CloudEvents has it."""
+        return f"attache.{self.type}.v{self.version}"
+
 
 def topic_of(service: str, *, openly: bool) -> str:
     """The name of a service's open or cleared topic."""

@@ -110,7 +110,7 @@ async def park_fetched(connection: AsyncConnection, topic: str, message: Message
         "key": message.key,
         "sequence": message.sequence,
         "id": message.id,
-        "headers": json.dumps([["ce_type", f"attache.{message.type}.v{message.version}"]]),
+        "headers": json.dumps([["ce_type", message.ce_type]]),
         "slug": NOT_APPLIED,
         "error": _said(error),
     }

@@ -31,6 +31,7 @@ from shared.tracing import OFF, Tracing
 
 RELAY_LOCK = (2, 0)
 BATCH = 500
+CONNECT_SECONDS = 5.0
 POLL_SECONDS = 0.2
 STANDBY_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
@@ -130,7 +131,7 @@ class Relay:
             "idle_in_transaction_session_timeout": silence,
         }
         driver = await asyncpg.connect(
-            **{**options, "timeout": 5, "command_timeout": PATIENCE_SECONDS, "server_settings": settings}
+            **{**options, "timeout": CONNECT_SECONDS, "command_timeout": PATIENCE_SECONDS, "server_settings": settings}
         )
         lost = asyncio.Event()
         driver.add_termination_listener(lambda _: lost.set())

@@ -87,7 +87,7 @@ class OtlpTracing(Tracing):
         topic = topic_of(message.source.rpartition("/")[2], openly=False)
         envelope = {
             "id": message.id,
-            "type": f"attache.{message.type}.v{message.version}",
+            "type": message.ce_type,
             "source": message.source,
             "subject": message.subject,
             "partitionkey": message.key,
