@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from deploy.make_secrets import CannotMake, make, read_env
 
@@ -74,9 +75,17 @@ def last_words(compose: Sequence[str]) -> list[str]:
     )
     return [
         f"{one['Service']}: {_last_line(compose, one['Service'])}"
-        for one in map(json.loads, told.stdout.splitlines())
+        for one in _containers(told.stdout)
         if one["ExitCode"] or one.get("Health") == "unhealthy" or one["State"] == "restarting"
     ]
+
+
+def _containers(told: str) -> list[dict[str, Any]]:
+    """One object a line, as Compose writes since 2.21, or one array of them as before."""
+    if told.lstrip().startswith("["):
+        listed: list[dict[str, Any]] = json.loads(told)
+        return listed
+    return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
 
 
 def _last_line(compose: Sequence[str], service: str) -> str:

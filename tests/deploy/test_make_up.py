@@ -1,5 +1,6 @@
 """`make up`: what Compose is told by Make, what is found in `.env`, and what is said where something fails."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,6 +58,26 @@ def test_the_port_of_the_env_file_counts_unless_another_is_given(checkout: Path)
 
 def test_what_failed_is_told_once_in_its_own_words(checkout: Path) -> None:
     assert said(checkout) == ["attache: migrate: the secret file x is empty"]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [
+            {"Service": "kafka", "ExitCode": 0, "State": "running"},
+            {"Service": "migrate", "ExitCode": 1, "State": "exited"},
+        ],
+        [],
+    ],
+)
+def test_what_failed_is_found_where_an_older_compose_lists_it_in_one_array(
+    checkout: Path, listed: list[dict[str, object]]
+) -> None:
+    docker = checkout / "bin" / "docker"
+    one = json.dumps({"Service": "migrate", "ExitCode": 1, "State": "exited"})
+    assert one in DOCKER
+    docker.write_text(DOCKER.replace(one, json.dumps(listed, indent=1)), encoding="utf-8")
+    assert said(checkout) == ["attache: migrate: the secret file x is empty"] * bool(listed)
 
 
 def test_containers_are_made_anew_where_a_secret_was(checkout: Path) -> None:
