@@ -178,7 +178,7 @@ def start_brokers(stack: Stack, say: Say) -> None:
     try:
         if brokers:
             stack.compose("start", *brokers)
-        elif not docker("volume", "ls", "--quiet", "--filter", f"name={stack.project}_kafka-2").strip():
+        elif stack.volume("kafka-2") not in docker("volume", "ls", "--quiet").split():
             stack.up("kafka")
     except Unable as error:
         say(f"Kafka does not start ({error}); going on without")

@@ -52,6 +52,10 @@ class Stack:
         """The project's name, which begins the names of its containers and volumes."""
         return str(self.config["name"])
 
+    def volume(self, name: str) -> str:
+        """The whole name of a volume. Docker's own filter by name takes each that has it somewhere in its own."""
+        return str(self.config["volumes"][name]["name"])
+
     def compose(self, *arguments: str) -> str:
         """The output of `docker compose ARGUMENTS`. Raises `Unable` with its last line where it fails."""
         return docker("compose", *arguments, environment=self.environment)

@@ -137,6 +137,26 @@ def test_restore_while_services_run_is_refused_with_the_command_to_stop_them(
     )
 
 
+@pytest.mark.parametrize(
+    ("volumes", "started"),
+    [
+        ("my-attache_kafka-2\nattache_kafka-20\nattache_kafka\n", ["compose up --detach --wait --no-build kafka"]),
+        ("my-attache_kafka-2\nattache_kafka-2\n", []),
+    ],
+)
+def test_volumes_of_other_projects_do_not_count(volumes: str, started: list[str], docker: FakeDocker) -> None:
+    docker.answer(
+        {
+            "config": json.dumps({"name": "attache", "volumes": {"kafka-2": {"name": "attache_kafka-2"}}}),
+            "ps --all --services": "",
+            "volume ls": volumes,
+            "up": "",
+        }
+    )
+    restore.start_brokers(Stack(), pytest.fail)
+    assert [asked for asked in docker.asked if " up " in asked] == started
+
+
 def test_what_is_there_is_the_backup_only_to_the_last_event_feed_and_epoch() -> None:
     assert restore.is_what(FACTS, FACTS)
     log, feed = FACTS.logs["notifications"], FACTS.feeds[0]
