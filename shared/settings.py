@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: str | None = Field(
         None, description="Where OpenTelemetry's spans go, by OTLP over HTTP (`http://collector:4318`); else none are."
     )
+    otel_exporter_otlp_traces_endpoint: str | None = Field(
+        None, description="The same for spans alone, taken as it is: with its path, `/v1/traces` as a rule."
+    )
     otel_exporter_otlp_headers: SecretStr | None = Field(
         None, description="What the collector wants in the headers, `name=value` by commas."
     )
@@ -132,6 +135,13 @@ class Settings(BaseSettings):
             return None
         _HTTP_URL.validate_python(value)
         return value.rstrip("/")
+
+    @field_validator("otel_exporter_otlp_traces_endpoint")
+    @classmethod
+    def _an_address_as_it_is(cls, value: str | None) -> str | None:
+        if value is not None:
+            _HTTP_URL.validate_python(value)
+        return value
 
     @field_validator("oidc_issuer", "oidc_keys_url")
     @classmethod
