@@ -17,9 +17,10 @@ from deploy.backup import back_up
 from deploy.backup_folder import BASE, read_backup
 from deploy.drill import drill_copy, drill_here, settled, table
 from deploy.drill_feeds import Door, Link
+from deploy.env_file import read_env
 from deploy.facts import Facts, differences, read_facts
 from deploy.kafka_node import free_port
-from deploy.make_secrets import make, read_env
+from deploy.make_secrets import make
 from deploy.restore import MARKER, restore
 from deploy.server import LENT_DATA, Server, lent, scratch
 from deploy.stack import SERVICES, Stack, Unable

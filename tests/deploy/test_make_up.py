@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.make_secrets import make
+from deploy.up import strangers
 
 ROOT = Path(__file__).parents[2]
 DOCKER = """#!/bin/sh
@@ -33,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("Makefile", "docker-compose.yml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "deploy").mkdir()
-    for name in ("up.py", "make_secrets.py"):
+    for name in ("up.py", "make_secrets.py", "env_file.py"):
         shutil.copy(ROOT / "deploy" / name, tmp_path / "deploy")
     (tmp_path / ".env").write_text("PORT=9090\n", encoding="utf-8")
     return tmp_path
@@ -104,6 +105,9 @@ def test_a_variable_that_means_nothing_is_told(checkout: Path) -> None:
     line = "attache: .env: TOPIC_PARTITION is no setting of docker-compose.yml and does nothing"
     assert said(checkout)[0] == f"{line} (near it: TOPIC_PARTITIONS)"
     assert len(said(checkout)) == 2
+    with (checkout / ".env").open("a", encoding="utf-8") as env:
+        env.write("ROOT_OF=/srv\nATTACHE_SECRETS=${ROOT_OF}/secrets # one that another is made of\n")
+    assert len(strangers(checkout / ".env")) == 1
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("COMPOSE_FILE=docker-compose.yml:mine.yml\n")
     assert len(said(checkout)) == 1
