@@ -21,7 +21,7 @@ from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
-from deploy.stack import BROKERS, SERVICES, Parser, Stack, Unable
+from deploy.stack import BROKERS, SERVICES, Parser, Stack, Unable, code_of, end_in_order
 
 SETTLE_SECONDS = 300.0
 HEARD = {"schedule": ("participants", "notifications"), "participants": ("schedule", "notifications")}
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (Unable, OSError) as error:
         print(f"drill: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("drill: interrupted", file=sys.stderr)
-        return 130
+        return code_of(interruption)
     return report(outcome)
 
 
@@ -237,4 +237,5 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

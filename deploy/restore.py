@@ -15,7 +15,7 @@ from typing import NamedTuple
 from deploy.backup_folder import BASE, DUMPS, Backup, check_files, major, read_backup
 from deploy.facts import Facts, differences, read_facts, read_log
 from deploy.server import HOME, LENT_DATA, Server, lent, megabytes
-from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, docker
+from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
 
 REPLACED = f"{HOME}/replaced"
 MARKER = f"{HOME}/restore-unfinished"
@@ -98,9 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (Unable, OSError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("restore: interrupted; run it again, or start the stack with what it had (make up)", file=sys.stderr)
-        return 130
+        return code_of(interruption)
     say("done; go on with make up")
     return 0
 
@@ -284,4 +284,5 @@ def _tell(stack: Stack, server: Server, what: Sequence[str], say: Say) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

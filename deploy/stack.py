@@ -6,9 +6,11 @@ Standard library alone: backup, restore and drill run where nothing but Python a
 import argparse
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +31,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.rpartition('.')[2]}: {message}\n")
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and a terminal that goes away end this program as Ctrl-C does: what was begun is taken back."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def code_of(interruption: KeyboardInterrupt) -> int:
+    """The exit code, as a shell has it."""
+    return 128 + int(next(iter(interruption.args), signal.SIGINT))
 
 
 class Stack:
