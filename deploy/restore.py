@@ -87,8 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="what is there may be replaced")
     parsed = parser.parse_args(arguments)
     try:
+        stack = Stack.here()
         restore(
-            Stack(),
+            stack,
             parsed.folder,
             parsed.kind,
             say,
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print("restore: interrupted; run it again, or start the stack with what it had (make up)", file=sys.stderr)
         return code_of(interruption)
-    say("done; go on with make up")
+    say(f"done; go on with {stack.make_up}")
     return 0
 
 
@@ -174,14 +175,18 @@ def check_version(server: Server, backup: Backup, kind: str) -> None:
 
 def start_brokers(stack: Stack, say: Say) -> None:
     """So that the highest epoch that was told can be read there; without a broker the relays look later."""
-    brokers = [name for name in stack.made() if name in BROKERS]
     try:
-        if brokers:
+        if brokers := [name for name in stack.made() if name in BROKERS]:
             stack.compose("start", *brokers)
-        elif stack.volume("kafka-2") not in docker("volume", "ls", "--quiet").split():
-            stack.up("kafka")
+        elif len(brokers := stack.brokers) > 1 or (brokers and not _was_a_cluster(stack)):
+            stack.up(*brokers)
     except Unable as error:
         say(f"Kafka does not start ({error}); going on without")
+
+
+def _was_a_cluster(stack: Stack) -> bool:
+    """One broker of three says nothing, and these settings speak of one."""
+    return stack.volume("kafka-2") in docker("volume", "ls", "--quiet").split()
 
 
 @contextlib.contextmanager

@@ -4,19 +4,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from deploy.server import scratch
 from deploy.stack import Unable
-from tests.deploy.fake_docker import ECHOES, HANGS, FakeDocker
+from tests.deploy.fake_docker import ECHOES, HANGS, Answer, FakeDocker
 from tests.deploy.test_backup_words import RUNNING, docker
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 60.0
-UNDER_WAY = {
+UNDER_WAY: Mapping[str, str | Answer] = {
     **RUNNING,
     "pg_database_size": "1000\n",
     "df --output": "Avail\n30000000\n",
