@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.backup import back_up
-from deploy.backup_folder import read_backup
+from deploy.backup_folder import check_files, read_backup
 from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.env_file import read_env
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
-from deploy.stack import CLUSTER, SERVICES, Parser, Stack, Unable, code_of, end_in_order
+from deploy.stack import CLUSTER, SERVICES, Parser, Stack, Unable, code_of, docker, end_in_order
 
 SETTLE_SECONDS = 300.0
 STOPPED = ("proxy", *SERVICES)
@@ -116,10 +116,9 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
     settled(stack)
     served = Door(stack).fetch(links)
     ran = Ran(stack)
-    stack.compose("stop", *STOPPED)
-    folder = Path(tempfile.mkdtemp(prefix="attache-drill-")) / "backup"
-    before = back_up(stack, folder, say).facts
-    _check_something(before)
+    with _nothing_lost(stack, links):
+        stack.compose("stop", *STOPPED)
+        folder, before = _whole_backup(stack)
     try:
         after, again = _wiped(stack, folder, ran, links)
     except BaseException:
@@ -136,6 +135,39 @@ class Ran:
     def __init__(self, stack: Stack) -> None:
         self.services = stack.running()
         self.scale = {name: number for name in SERVICES if (number := len(stack.containers(name))) > 1}
+
+
+@contextlib.contextmanager
+def _nothing_lost(stack: Stack, links: dict[str, Link]) -> Iterator[None]:
+    """Whatever goes wrong in here, the containers that it stops are started again, and the links of the drill end."""
+    containers = stack.containers(*STOPPED)
+    try:
+        yield
+    except BaseException as error:
+        say("nothing was wiped; starting again what was stopped")
+        try:
+            docker("start", *containers)
+        except Unable as other:
+            what = error if isinstance(error, Exception) else "interrupted"
+            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
+        if isinstance(error, Exception):
+            with contextlib.suppress(Unable):
+                Door(stack).revoke(links)
+        raise
+
+
+def _whole_backup(stack: Stack) -> tuple[Path, Facts]:
+    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left."""
+    beside = Path(tempfile.mkdtemp(prefix="attache-drill-"))
+    try:
+        folder = beside / "backup"
+        before = back_up(stack, folder, say).facts
+        _check_something(before)
+        check_files(folder, read_backup(folder))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return folder, before
 
 
 def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tuple[Facts, dict[str, Served]]:

@@ -1,19 +1,21 @@
 """A drill on the running stack: what ran before runs again, and nothing is wiped for a backup that is not whole."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy import drill
-from deploy.backup_folder import Backup
+from deploy.backup_folder import BASE, Backup
 from deploy.drill_feeds import Link, Served
 from deploy.env_file import read_env
-from deploy.stack import CLUSTER, Stack
+from deploy.facts import Facts
+from deploy.stack import CLUSTER, Say, Stack, Unable
 from tests.deploy.fake_docker import Answer, FakeDocker
 from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
-from tests.deploy.test_backup_words import docker
+from tests.deploy.test_backup_words import docker, refusal
 
 __all__ = ["docker"]
 SERVICES = "notifications\nparticipants\npostgres\nprometheus\nproxy\nschedule\n"
@@ -111,3 +113,79 @@ def test_own_settings_of_a_cluster_and_other_profiles_are_kept(
     monkeypatch.setenv("TOPIC_MIN_ISR", "3")
     environment = Stack.here().environment
     assert (environment["COMPOSE_PROFILES"], environment["TOPIC_MIN_ISR"]) == ("observability,cluster", "3")
+
+
+def no_room(folder: Path) -> Backup:
+    raise OSError(28, "No space left on device", str(folder))
+
+
+def failing(folder: Path) -> Backup:
+    raise Unable("base.tar.gz: pg_basebackup: error: the server went away")
+
+
+def damaged(folder: Path) -> Backup:
+    backup = whole(folder)
+    (folder / BASE).write_bytes(b"BASE")
+    return backup
+
+
+def empty(folder: Path) -> Backup:
+    logs = {name: replace(log, events=0) for name, log in FACTS.logs.items()}
+    return replace(whole(folder), facts=Facts(logs=logs, feeds=[]))
+
+
+@pytest.mark.parametrize(
+    ("back_up", "line"),
+    [
+        (no_room, "[Errno 28] No space left on device: "),
+        (failing, "base.tar.gz: pg_basebackup: error: the server went away"),
+        (damaged, "is damaged: its sha256 is not that in backup.json"),
+        (empty, "there is no event to compare"),
+    ],
+)
+def test_a_backup_that_is_not_whole_wipes_nothing_and_what_was_stopped_is_started(
+    back_up: Callable[[Path], Backup],
+    line: str,
+    docker: FakeDocker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def taken(_stack: Stack, folder: Path, _say: Say) -> Backup:
+        assert docker.asked[-1] == STOP
+        return back_up(folder)
+
+    monkeypatch.setattr(drill, "back_up", taken)
+    docker.answer(answers())
+    assert line in refusal(drill.main, ["--here", "--yes"], capsys)
+    assert docker.asked[-2:] == [STOP, START]
+    assert not any("down" in asked for asked in docker.asked)
+    assert Door.revoked == [LINK]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_cannot_be_stopped_is_started_again(docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
+    docker.answer(answers() | {"compose stop": ("", "the engine is busy\n", 1)})
+    assert refusal(drill.main, ["--here", "--yes"], capsys) == "drill: the engine is busy"
+    assert docker.asked[-1] == START
+
+
+def test_what_does_not_start_again_is_told_in_the_same_line(
+    docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers() | {"compose stop": ("", "the engine is busy\n", 1), START: ("", "it is gone\n", 1)})
+    assert refusal(drill.main, ["--here", "--yes"], capsys) == (
+        "drill: the engine is busy; and it does not start again: it is gone (docker compose start)"
+    )
+
+
+def test_an_interrupted_backup_is_no_reason_to_leave_the_services_stopped(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Backup:
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr(drill, "back_up", interrupted)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 143
+    assert docker.asked[-1] == START
