@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.backup_folder import BASE, DUMPS, Backup, check_room, check_target, new_folder, write_manifest
 from deploy.facts import read_facts
 from deploy.server import LENT_DATA, LIVE_SOCKET, Server, held_wal, megabytes, scratch
-from deploy.stack import SERVICES, Parser, Say, Stack, Unable, docker
+from deploy.stack import SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
 
 _SIZE = "SELECT sum(pg_database_size(oid)) FROM pg_database"
 
@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (Unable, OSError) as error:
         print(f"backup: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("backup: interrupted; nothing was kept", file=sys.stderr)
-        return 130
+        return code_of(interruption)
     size = sum(int(file["bytes"]) for file in backup.files.values())
     events = sum(log.events for log in backup.facts.logs.values())
     say(f"{parsed.to} is whole: {events} events, {len(backup.facts.feeds)} feeds, {megabytes(size)}")
@@ -93,4 +93,5 @@ def _dump(copy: Server, name: str, folder: Path, say: Say) -> dict[str, str | in
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

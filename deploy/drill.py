@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.backup import back_up
-from deploy.backup_folder import read_backup
+from deploy.backup_folder import check_files, read_backup
 from deploy.drill_feeds import Door, Link, Served, unlike
+from deploy.env_file import read_env
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
-from deploy.stack import BROKERS, SERVICES, Parser, Stack, Unable
+from deploy.stack import CLUSTER, SERVICES, Parser, Stack, Unable, code_of, docker, end_in_order
 
 SETTLE_SECONDS = 300.0
+STOPPED = ("proxy", *SERVICES)
+"""What stands still while the backup of a drill on the running stack is taken."""
 HEARD = {"schedule": ("participants", "notifications"), "participants": ("schedule", "notifications")}
 """Who listens to whom."""
 _TOLD = """
@@ -62,13 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.here and parsed.folder:
         parser.error("a drill on the running stack takes a backup of its own: leave FROM out")
     try:
-        outcome = drill_here(Stack(), yes=parsed.yes) if parsed.here else drill_copy(Stack(), parsed.folder)
+        stack = Stack.here()
+        outcome = drill_here(stack, yes=parsed.yes) if parsed.here else drill_copy(stack, parsed.folder)
     except (Unable, OSError) as error:
         print(f"drill: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("drill: interrupted", file=sys.stderr)
-        return 130
+        return code_of(interruption)
     return report(outcome)
 
 
@@ -102,22 +106,21 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
 
 def drill_here(stack: Stack, *, yes: bool) -> Outcome:
     """Wipe every volume of the running stack, restore and compare. Raises `Unable`; the backup is never removed."""
-    if lacking := {"postgres", "proxy", *SERVICES} - set(stack.running()):
+    if lacking := {"postgres", *STOPPED} - set(stack.running()):
         raise Unable(f"{' and '.join(sorted(lacking))} must run: start the stack first (make up)")
     what = f"drill: every volume of {stack.project} will be wiped and the databases restored from a backup"
     if not yes and not asked(what):
         raise Unable(f"every volume of {stack.project} would be wiped: say YES=1 if that is wanted")
-    services = [name for name in stack.running() if name not in BROKERS[1:]]
     feeds = settled(stack).feeds
     links, refused = Door(stack).issue(feeds)
     settled(stack)
     served = Door(stack).fetch(links)
-    stack.compose("stop", "proxy", *SERVICES)
-    folder = Path(tempfile.mkdtemp(prefix="attache-drill-")) / "backup"
-    before = back_up(stack, folder, say).facts
-    _check_something(before)
+    ran = Ran(stack)
+    with _nothing_lost(stack, links):
+        stack.compose("stop", *STOPPED)
+        folder, before = _whole_backup(stack)
     try:
-        after, again = _wiped(stack, folder, services, links)
+        after, again = _wiped(stack, folder, ran, links)
     except BaseException:
         print(f"drill: the backup is kept: make restore FROM={folder} YES=1", file=sys.stderr)
         raise
@@ -126,12 +129,53 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
     return Outcome(before=before, after=after, over_http=len(again), http_lines=lines, notes=refused)
 
 
-def _wiped(stack: Stack, folder: Path, services: list[str], links: dict[str, Link]) -> tuple[Facts, dict[str, Served]]:
+class Ran:
+    """What ran before, to be started again: the services, and how many of those that there may be more of."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.services = stack.running()
+        self.scale = {name: number for name in SERVICES if (number := len(stack.containers(name))) > 1}
+
+
+@contextlib.contextmanager
+def _nothing_lost(stack: Stack, links: dict[str, Link]) -> Iterator[None]:
+    """Whatever goes wrong in here, the containers that it stops are started again, and the links of the drill end."""
+    containers = stack.containers(*STOPPED)
+    try:
+        yield
+    except BaseException as error:
+        say("nothing was wiped; starting again what was stopped")
+        try:
+            docker("start", *containers)
+        except Unable as other:
+            what = error if isinstance(error, Exception) else "interrupted"
+            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
+        if isinstance(error, Exception):
+            with contextlib.suppress(Unable):
+                Door(stack).revoke(links)
+        raise
+
+
+def _whole_backup(stack: Stack) -> tuple[Path, Facts]:
+    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left."""
+    beside = Path(tempfile.mkdtemp(prefix="attache-drill-"))
+    try:
+        folder = beside / "backup"
+        before = back_up(stack, folder, say).facts
+        _check_something(before)
+        check_files(folder, read_backup(folder))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return folder, before
+
+
+def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tuple[Facts, dict[str, Served]]:
     """The part without a way back but the backup: the facts, and the feeds at their old addresses."""
     say(f"wiping every volume of {stack.project}")
     stack.compose("--profile", "*", "down", "--volumes")
     restore(stack, folder, "base", say, lambda _: True, nothing_lost=True)
-    stack.up(*services)
+    stack.up(*ran.services, scale=ran.scale)
     after = settled(stack)
     door = Door(stack)
     again = door.fetch(links)
@@ -185,10 +229,10 @@ def _copy_of(stack: Stack) -> Iterator[Stack]:
     """A project of its own with the same image and secrets, begun with nothing and removed with all that it held."""
     environment = {
         **stack.environment,  # where the secrets are may be said there alone, and not in an .env
+        **dict.fromkeys(read_env(CLUSTER), ""),  # one broker is enough, and never a Kafka that the stack shares
         "PORT": str(_free_port()),
         "BIND": "127.0.0.1",
         "ATTACHE_IMAGE": stack.config["services"]["schedule"]["image"],
-        "COMPOSE_PROFILES": "",
     }
     copy = Stack(f"{stack.project}-drill", environment)
     copy.compose("--profile", "*", "down", "--volumes")  # left by one that was killed
@@ -237,4 +281,5 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

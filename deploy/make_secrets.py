@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.env_file import in_force, read_env
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("schedule", "participants", "notifications")
 TOKENS: Mapping[str, tuple[str, str]] = {
@@ -46,7 +48,8 @@ def make(env: Path) -> list[Path]:
     """Make what lacks beside and below an `.env`; returns what was made. Raises CannotMake, OSError."""
     made: list[Path] = []
     said = read_env(env)
-    folder = env.parent / (said.get("ATTACHE_SECRETS") or os.environ.get("ATTACHE_SECRETS") or "deploy/secrets")
+    given = in_force(said)
+    folder = env.parent / (given.get("ATTACHE_SECRETS") or "deploy/secrets")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name in PASSWORDS:
@@ -55,20 +58,14 @@ def make(env: Path) -> list[Path]:
         url = f"postgresql+asyncpg://{name}:{secrets.token_hex(24)}@postgres/{name}"
         made += _secret(folder / f"{name}_database_url", url)
     made += _tokens(folder)
-    lines = {"ATTACHE_SECRETS": _named(folder, env.parent), "KAFKA_CLUSTER_ID": cluster_id()}
+    lines = {
+        "ATTACHE_SECRETS": _named(folder, env.parent),
+        "KAFKA_CLUSTER_ID": given.get("KAFKA_CLUSTER_ID") or cluster_id(),
+    }
     if lacking := {name: value for name, value in lines.items() if not said.get(name)}:
         _append(env, "".join(f"{name}={value}\n" for name, value in lacking.items()))
         made.append(env)
     return made
-
-
-def read_env(env: Path) -> dict[str, str]:
-    """The variables of an `.env`; none where there is no such file."""
-    if not env.exists():
-        return {}
-    lines = [line.strip() for line in env.read_text(encoding="utf-8").splitlines()]
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
 
 
 def cluster_id() -> str:

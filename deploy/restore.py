@@ -15,7 +15,7 @@ from typing import NamedTuple
 from deploy.backup_folder import BASE, DUMPS, Backup, check_files, major, read_backup
 from deploy.facts import Facts, differences, read_facts, read_log
 from deploy.server import HOME, LENT_DATA, Server, lent, megabytes
-from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, docker
+from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
 
 REPLACED = f"{HOME}/replaced"
 MARKER = f"{HOME}/restore-unfinished"
@@ -87,8 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="what is there may be replaced")
     parsed = parser.parse_args(arguments)
     try:
+        stack = Stack.here()
         restore(
-            Stack(),
+            stack,
             parsed.folder,
             parsed.kind,
             say,
@@ -98,10 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (Unable, OSError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("restore: interrupted; run it again, or start the stack with what it had (make up)", file=sys.stderr)
-        return 130
-    say("done; go on with make up")
+        return code_of(interruption)
+    say(f"done; go on with {stack.make_up}")
     return 0
 
 
@@ -174,14 +175,18 @@ def check_version(server: Server, backup: Backup, kind: str) -> None:
 
 def start_brokers(stack: Stack, say: Say) -> None:
     """So that the highest epoch that was told can be read there; without a broker the relays look later."""
-    brokers = [name for name in stack.made() if name in BROKERS]
     try:
-        if brokers:
+        if brokers := [name for name in stack.made() if name in BROKERS]:
             stack.compose("start", *brokers)
-        elif not docker("volume", "ls", "--quiet", "--filter", f"name={stack.project}_kafka-2").strip():
-            stack.up("kafka")
+        elif len(brokers := stack.brokers) > 1 or (brokers and not _was_a_cluster(stack)):
+            stack.up(*brokers)
     except Unable as error:
         say(f"Kafka does not start ({error}); going on without")
+
+
+def _was_a_cluster(stack: Stack) -> bool:
+    """One broker of three says nothing, and these settings speak of one."""
+    return stack.volume("kafka-2") in docker("volume", "ls", "--quiet").split()
 
 
 @contextlib.contextmanager
@@ -284,4 +289,5 @@ def _tell(stack: Stack, server: Server, what: Sequence[str], say: Say) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

@@ -104,14 +104,29 @@ class Server:
 
 @contextlib.contextmanager
 def scratch(image: str) -> Iterator[Server]:
-    """A server of an image in a container without a network, gone afterwards with all that was in it."""
+    """A server of an image in a container without a network, gone afterwards with all that was in it.
+
+    It lasts as long as its input is open, which ends with this program, however that ends: by kill -9 too.
+    """
     name = f"attache-backup-{secrets.token_hex(4)}"
     limits = ["--network", "none", "--user", "postgres", "--init", "--security-opt", "no-new-privileges"]
-    docker("run", "--detach", "--rm", "--name", name, *limits, "--entrypoint", "sleep", image, "infinity")
+    held = start(["run", "--interactive", "--rm", "--name", name, *limits, "--entrypoint", "cat", image])
+    assert held.stdin is not None
+    assert held.stdout is not None
+    assert held.stderr is not None
     try:
+        with contextlib.suppress(BrokenPipeError):
+            held.stdin.write(b"there\n")  # and `cat` gives it back
+            held.stdin.flush()
+        if not held.stdout.readline():
+            raise Unable(last_line(held.stderr.read()) or f"no container of {image} starts")
         yield Server(container=name, socket=LENT_SOCKET)
     finally:
-        docker("rm", "--force", "--volumes", name)
+        with contextlib.suppress(BrokenPipeError):
+            held.stdin.close()
+        held.wait()
+        held.stdout.close()
+        held.stderr.close()
 
 
 @contextlib.contextmanager

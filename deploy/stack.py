@@ -6,15 +6,21 @@ Standard library alone: backup, restore and drill run where nothing but Python a
 import argparse
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
+
+from deploy.env_file import in_force, read_env
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("schedule", "participants", "notifications")
 """Each has a database and a role of its own name."""
 BROKERS = ("kafka", "kafka-2", "kafka-3")
+CLUSTER = ROOT / "deploy" / "cluster.env"
+"""What `make up CLUSTER=1` says besides."""
 
 Say = Callable[[str], None]
 """Where a line of progress goes."""
@@ -31,6 +37,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.rpartition('.')[2]}: {message}\n")
 
 
+def end_in_order() -> None:
+    """Let SIGTERM and a terminal that goes away end this program as Ctrl-C does: what was begun is taken back."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def code_of(interruption: KeyboardInterrupt) -> int:
+    """The exit code, as a shell has it."""
+    return 128 + int(next(iter(interruption.args), signal.SIGINT))
+
+
 class Stack:
     """One project. `environment` is laid over the own one, so that a copy can have another port and image."""
 
@@ -39,6 +61,20 @@ class Stack:
         if project is not None:
             self.environment["COMPOSE_PROJECT_NAME"] = project
         self._config: dict[str, Any] | None = None
+        self.make_up = "make up"
+        """The words that start it."""
+
+    @classmethod
+    def here(cls) -> "Stack":
+        """The one that runs here, as it was started: where it has more brokers than its settings say, as a cluster."""
+        stack = cls()
+        if set(BROKERS[1:]).isdisjoint(stack.made()) or len(stack.brokers) > 1:
+            return stack
+        given = in_force(read_env(CLUSTER))
+        profiles = f"{os.environ.get('COMPOSE_PROFILES', '')},cluster"
+        stack = cls(environment={**given, "COMPOSE_PROFILES": profiles.strip(",")})
+        stack.make_up = "make up CLUSTER=1"
+        return stack
 
     @property
     def config(self) -> dict[str, Any]:
@@ -51,6 +87,15 @@ class Stack:
     def project(self) -> str:
         """The project's name, which begins the names of its containers and volumes."""
         return str(self.config["name"])
+
+    @property
+    def brokers(self) -> list[str]:
+        """Those that Compose would start."""
+        return [name for name in self.compose("config", "--services").split() if name in BROKERS]
+
+    def volume(self, name: str) -> str:
+        """The whole name of a volume. Docker's own filter by name takes each that has it somewhere in its own."""
+        return str(self.config["volumes"][name]["name"])
 
     def compose(self, *arguments: str) -> str:
         """The output of `docker compose ARGUMENTS`. Raises `Unable` with its last line where it fails."""
@@ -66,12 +111,16 @@ class Stack:
 
     def container(self, service: str) -> str | None:
         """The id of a service's running container."""
-        found = self.compose("ps", "--quiet", "--status", "running", service).split() if service in self.made() else []
-        return found[0] if found else None
+        return next(iter(self.containers(service)), None) if service in self.made() else None
 
-    def up(self, *services: str) -> None:
-        """Start these, or all, and wait until they are healthy; nothing is built."""
-        self.compose("up", "--detach", "--wait", "--no-build", *services)
+    def containers(self, *services: str) -> list[str]:
+        """The ids of all running containers of services that there are."""
+        return self.compose("ps", "--quiet", "--status", "running", *services).split()
+
+    def up(self, *services: str, scale: Mapping[str, int] | None = None) -> None:
+        """Start these, or all, and wait until they are healthy; nothing is built. `scale` says how many of which."""
+        scales = [f"--scale={name}={number}" for name, number in (scale or {}).items()]
+        self.compose("up", "--detach", "--wait", "--no-build", *scales, *services)
 
     def secret(self, name: str) -> str:
         """What stands in the file of a secret. Raises `Unable`."""

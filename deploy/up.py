@@ -11,8 +11,10 @@ import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from deploy.make_secrets import CannotMake, make, read_env
+from deploy.env_file import in_force, read_env
+from deploy.make_secrets import CannotMake, make
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = ROOT / ".env"
@@ -54,10 +56,11 @@ def main(arguments: Sequence[str]) -> int:
 def strangers(env: Path) -> list[str]:
     """A line for each variable in `.env` that means nothing to Compose: it would be ignored in silence."""
     said = read_env(env)
-    if "COMPOSE_FILE" in said:
+    if not said or "COMPOSE_FILE" in in_force(said):
         return []  # others' files, with variables of their own
     files = [file.read_text(encoding="utf-8") for file in ROOT.glob("docker-compose*.y*ml")]
-    known = frozenset(re.findall(r"\$\{(\w+)", "".join(files)))
+    itself = re.findall(r"\$\{?(\w+)", env.read_text(encoding="utf-8"))  # one that another one is made of
+    known = frozenset([*re.findall(r"\$\{(\w+)", "".join(files)), *itself])
     names = [name for name in said if name not in known and not name.startswith(("COMPOSE_", "DOCKER_"))]
     return [f".env: {name} is no setting of docker-compose.yml and does nothing{_near(name, known)}" for name in names]
 
@@ -74,9 +77,17 @@ def last_words(compose: Sequence[str]) -> list[str]:
     )
     return [
         f"{one['Service']}: {_last_line(compose, one['Service'])}"
-        for one in map(json.loads, told.stdout.splitlines())
+        for one in _containers(told.stdout)
         if one["ExitCode"] or one.get("Health") == "unhealthy" or one["State"] == "restarting"
     ]
+
+
+def _containers(told: str) -> list[dict[str, Any]]:
+    """One object a line, as Compose writes since 2.21, or one array of them as before."""
+    if told.lstrip().startswith("["):
+        listed: list[dict[str, Any]] = json.loads(told)
+        return listed
+    return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
 
 
 def _last_line(compose: Sequence[str], service: str) -> str:

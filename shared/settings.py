@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: str | None = Field(
         None, description="Where OpenTelemetry's spans go, by OTLP over HTTP (`http://collector:4318`); else none are."
     )
+    otel_exporter_otlp_traces_endpoint: str | None = Field(
+        None, description="The same for spans alone, taken as it is: with its path, `/v1/traces` as a rule."
+    )
     otel_exporter_otlp_headers: SecretStr | None = Field(
         None, description="What the collector wants in the headers, `name=value` by commas."
     )
@@ -132,6 +135,13 @@ class Settings(BaseSettings):
             return None
         _HTTP_URL.validate_python(value)
         return value.rstrip("/")
+
+    @field_validator("otel_exporter_otlp_traces_endpoint")
+    @classmethod
+    def _an_address_as_it_is(cls, value: str | None) -> str | None:
+        if value is not None:
+            _HTTP_URL.validate_python(value)
+        return value
 
     @field_validator("oidc_issuer", "oidc_keys_url")
     @classmethod
@@ -230,6 +240,11 @@ def secret_in(path: Path) -> str:
     return secret
 
 
+def secret_files(settings: type[Settings]) -> set[Path]:
+    """The files that the environment names for secrets of these settings, whatever they are called."""
+    return {Path(path) for variable in _files(settings) if (path := os.environ.get(variable))}
+
+
 class Setting(NamedTuple):
     """One setting as the README's table shows it. `default` is as it would be written, None where one is needed."""
 
@@ -290,10 +305,14 @@ def _names(settings: type[BaseSettings], field: str) -> Iterator[str]:
 
 def _variables(settings: type[BaseSettings]) -> frozenset[str]:
     """All variables that mean something to this class."""
-    names = {(name, field) for name, field in settings.model_fields.items()}
-    plain = {variable for name, _ in names for variable in _names(settings, name)}
-    files = {f"{variable}_FILE" for name, field in names if _is_secret(field) for variable in _names(settings, name)}
-    return frozenset(plain | files)
+    return frozenset([*(one for name in settings.model_fields for one in _names(settings, name)), *_files(settings)])
+
+
+def _files(settings: type[BaseSettings]) -> Iterator[str]:
+    """The variables that name a secret's file."""
+    for name, field in settings.model_fields.items():
+        if _is_secret(field):
+            yield from (f"{variable}_FILE" for variable in _names(settings, name))
 
 
 def _said(settings: type[Settings], known: frozenset[str], loc: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -68,7 +68,8 @@ OFF = Tracing()
 def make_tracing(settings: Settings, service: str) -> Tracing:
     """The traces of a service as the settings want them."""
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if settings.otel_exporter_otlp_endpoint is None or disabled or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+    endpoint = settings.otel_exporter_otlp_traces_endpoint or settings.otel_exporter_otlp_endpoint
+    if endpoint is None or disabled or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return OFF
     from shared.tracing_otlp import otlp_tracing  # the SDK is loaded where it is asked for, and nowhere else
 

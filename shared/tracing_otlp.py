@@ -8,7 +8,6 @@ of a task. Names of attributes are those of the semantic conventions (HTTP, mess
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from threading import Thread
@@ -42,13 +41,12 @@ log = structlog.get_logger()
 
 
 def otlp_tracing(settings: Settings, service: str) -> "OtlpTracing":
-    """A service's spans go to the endpoint of the settings (the base of it: `/v1/traces` is added)."""
+    """A service's spans go to the endpoint for traces as it is, or to `/v1/traces` below the general one."""
     for name in ("opentelemetry.exporter", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a line for each attempt; `_Exporter` says it once
     headers = settings.otel_exporter_otlp_headers
     exporter = OTLPSpanExporter(
-        endpoint=os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        or f"{settings.otel_exporter_otlp_endpoint}/v1/traces",
+        endpoint=settings.otel_exporter_otlp_traces_endpoint or f"{settings.otel_exporter_otlp_endpoint}/v1/traces",
         headers=parse_env_headers(headers.get_secret_value(), liberal=True) if headers is not None else None,
     )
     provider = TracerProvider(resource=_resource(settings, service), shutdown_on_exit=False)

@@ -25,7 +25,7 @@ from shared import VERSION
 from shared.bus_choice import topic_like
 from shared.message_log import MessageLog
 from shared.messages import topic_of
-from shared.settings import Settings, WrongSetting, load
+from shared.settings import Settings, WrongSetting, load, secret_files
 from shared.wiring import topics_of
 
 HEARS: Final[Mapping[str, Sequence[str]]] = {
@@ -88,8 +88,7 @@ def _asks(check: str, name: str) -> bool:
 def of_environment() -> Look:
     """What the environment says."""
     settings, wrong = _loaded({name: {} for name in SETTINGS})
-    files = [Path(value) for name, value in os.environ.items() if name.endswith("_FILE") and name != "TOKENS_FILE"]
-    ours = [one for one in files if one.name.endswith(("_url", "_token", "_password"))]
+    ours = {path for each in SETTINGS.values() for path in secret_files(each)}
     return Look(
         settings=settings,
         wrong=wrong,
@@ -156,16 +155,26 @@ def _of_machine(look: Look) -> dict[str, Check]:
         "program": partial(machine.program, VERSION, list(SETTINGS)),
         "clock kernel": machine.kernel_clock,
         "tokens": partial(secrets.tokens, one.tokens_file),
+        "secrets": partial(secrets.secret_files, look.secrets, _trusted(look)),
         "certificate PUBLIC_URL": partial(certificates.of_address, one.public_url),
     }
     if one.bus == "kafka" and one.kafka_security.by_tls and one.kafka_bootstrap is not None:
         checks["certificate KAFKA_BOOTSTRAP"] = partial(certificates.of_brokers, one.kafka_bootstrap)
         if one.kafka_cert_file is not None:
             checks["certificate KAFKA_CERT_FILE"] = partial(certificates.of_file, one.kafka_cert_file)
-    if look.secrets:
-        checks["secrets"] = partial(secrets.secret_files, look.secrets)
     checks |= {f"disk {path}": partial(machine.disk, path) for path in look.volumes}
     return checks | {f"certificate {path}": partial(certificates.of_file, path) for path in look.certificates}
+
+
+def _trusted(look: Look) -> list[Path]:
+    """Files by which somebody is let in or believed; what stands in them other checks look at."""
+    named = {
+        path
+        for one in look.settings.values()
+        for path in (one.tokens_file, one.kafka_ca_file, one.kafka_cert_file, one.kafka_key_file)
+        if path is not None
+    }
+    return sorted(named)
 
 
 def _of_services(look: Look, client: httpx.AsyncClient) -> dict[str, Check]:

@@ -1,5 +1,6 @@
 """Secret files: there, none a sample, none to be written by others; and a token file in which somebody may do each."""
 
+import contextlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,25 @@ from shared.settings import is_sample, unread
 from shared.tokens import SCOPES, WrongToken, scopes_in
 
 
-async def secret_files(paths: Sequence[Path]) -> list[Finding]:
-    """A line for each that is wrong, or one for all."""
-    found = await in_thread(lambda: [one for path in paths if (one := _wrong(path))])
-    return found or [ok("secrets", f"{len(paths)} files, none empty, none a sample, none writable by others")]
+async def secret_files(paths: Sequence[Path], trusted: Sequence[Path] = ()) -> list[Finding]:
+    """A line for each that is wrong, or one for all; none where there is no file.
+
+    `trusted` are those by which somebody is let in or believed: it matters here alone who may write them.
+    """
+    return await in_thread(lambda: _of_files(paths, [path for path in trusted if path not in paths and path.exists()]))
+
+
+def _of_files(paths: Sequence[Path], trusted: Sequence[Path]) -> list[Finding]:
+    found = [one for one in [*map(_wrong, paths), *map(_open, trusted)] if one is not None]
+    if found or not (paths or trusted):
+        return found
+    number = len(paths) + len(trusted)
+    return [ok("secrets", f"{number} files, none empty, none a sample, none writable by others")]
 
 
 def _wrong(path: Path) -> Finding | None:
     name = f"secret {path.name}"
     try:
-        mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         return fail(name, *unread(error))
@@ -26,8 +36,14 @@ def _wrong(path: Path) -> Finding | None:
         return fail(name, "is empty", "remove it, and make secrets makes another")
     if is_sample(text):
         return fail(name, "holds a sample and no secret", "put a real one there")
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return fail(name, "others may write to it", f"chmod go-w {path}")
+    return _open(path)
+
+
+def _open(path: Path) -> Finding | None:
+    """One that others may write to; nothing for one that is not there, which is told elsewhere."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return fail(f"secret {path.name}", "others may write to it", f"chmod go-w {path}")
     return None
 
 

@@ -5,7 +5,9 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,12 +19,13 @@ from deploy.backup import back_up
 from deploy.backup_folder import BASE, read_backup
 from deploy.drill import drill_copy, drill_here, settled, table
 from deploy.drill_feeds import Door, Link
+from deploy.env_file import read_env
 from deploy.facts import Facts, differences, read_facts
 from deploy.kafka_node import free_port
-from deploy.make_secrets import make, read_env
+from deploy.make_secrets import make
 from deploy.restore import MARKER, restore
 from deploy.server import LENT_DATA, Server, lent, scratch
-from deploy.stack import SERVICES, Stack, Unable
+from deploy.stack import ROOT, SERVICES, Stack, Unable
 
 PATIENCE_SECONDS = 300.0
 
@@ -170,6 +173,32 @@ def test_one_event_or_one_feed_that_differs_is_found(
         found = differences(before, read_facts(server))
     assert found != []
     assert all(one.startswith((line, f"{database}: ")) for one in found), found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_scratch_container_ends_with_its_program(number: signal.Signals) -> None:
+    program = (
+        "from deploy.server import scratch\n"
+        "with scratch('postgres:18') as server:\n"
+        "    print(server.container, flush=True)\n"
+        "    server.run('sleep', '600')\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert name in containers()
+        process.send_signal(number)
+        process.wait()
+    until = time.monotonic() + PATIENCE_SECONDS
+    while name in containers():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def containers() -> list[str]:
+    command = ["docker", "ps", "--all", "--format", "{{.Names}}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_restore_to_an_earlier_point_with_a_newer_kafka(

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from deploy.make_secrets import read_env
+from deploy.env_file import read_env
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])((?:[^{}]|\$\{[^{}]*\})*))?\}")

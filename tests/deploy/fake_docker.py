@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """#!{python}
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
 asked = " ".join(sys.argv[1:])
 with (here / "asked").open("a") as file:
@@ -24,10 +24,23 @@ for part, (output, errors, code) in json.loads((here / "answers.json").read_text
     if part in asked:
         sys.stdout.write(output)
         sys.stderr.write(errors)
-        sys.exit(code)
+        if code == {echoes}:
+            for line in sys.stdin.buffer:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+            with (here / "ended").open("a") as file:
+                file.write(asked + "\\n")
+        asker = os.getppid()
+        while code == {hangs} and os.getppid() == asker:
+            time.sleep(0.05)
+        sys.exit(max(code, 0))
 sys.exit(f"nobody told me of: {{asked}}")
 """
 Answer = tuple[str, str, int]
+ECHOES: Answer = ("", "", -1)
+"""It gives back what comes in, as long as something may come."""
+HANGS: Answer = ("", "", -2)
+"""It does not end before the one that asked."""
 
 
 class FakeDocker:
@@ -37,7 +50,7 @@ class FakeDocker:
         self._folder = folder
         folder.mkdir()
         program = folder / "docker"
-        program.write_text(PROGRAM.format(python=sys.executable))
+        program.write_text(PROGRAM.format(python=sys.executable, echoes=ECHOES[2], hangs=HANGS[2]))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         self.answer({})
@@ -50,11 +63,18 @@ class FakeDocker:
     @property
     def asked(self) -> list[str]:
         """The command lines so far."""
-        asked = self._folder / "asked"
-        return asked.read_text().splitlines() if asked.exists() else []
+        return self._lines("asked")
+
+    @property
+    def ended(self) -> list[str]:
+        """Those that gave back what came in, and have ended since."""
+        return self._lines("ended")
 
     @property
     def environments(self) -> list[dict[str, str]]:
         """The environment of each of them."""
-        environments = self._folder / "environments"
-        return [json.loads(line) for line in environments.read_text().splitlines()] if environments.exists() else []
+        return [json.loads(line) for line in self._lines("environments")]
+
+    def _lines(self, name: str) -> list[str]:
+        file = self._folder / name
+        return file.read_text().splitlines() if file.exists() else []

@@ -130,11 +130,32 @@ def test_restore_while_services_run_is_refused_with_the_command_to_stop_them(
     tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_backup(tmp_path / "backup")
-    docker.answer({"ps --services --status running": "kafka\nparticipants\npostgres\nschedule\n"})
+    docker.answer({"ps --all": "", "ps --services --status running": "kafka\nparticipants\npostgres\nschedule\n"})
     assert refusal(restore.main, ["--from", str(folder), "--yes"], capsys) == (
         "restore: participants and schedule must not run meanwhile: "
         "docker compose stop proxy schedule participants notifications"
     )
+
+
+@pytest.mark.parametrize(
+    ("volumes", "started"),
+    [
+        ("my-attache_kafka-2\nattache_kafka-20\nattache_kafka\n", ["compose up --detach --wait --no-build kafka"]),
+        ("my-attache_kafka-2\nattache_kafka-2\n", []),
+    ],
+)
+def test_volumes_of_other_projects_do_not_count(volumes: str, started: list[str], docker: FakeDocker) -> None:
+    docker.answer(
+        {
+            "config --services": "kafka\nproxy\n",
+            "config": json.dumps({"name": "attache", "volumes": {"kafka-2": {"name": "attache_kafka-2"}}}),
+            "ps --all --services": "",
+            "volume ls": volumes,
+            "up": "",
+        }
+    )
+    restore.start_brokers(Stack(), pytest.fail)
+    assert [asked for asked in docker.asked if " up " in asked] == started
 
 
 def test_what_is_there_is_the_backup_only_to_the_last_event_feed_and_epoch() -> None:
@@ -155,9 +176,9 @@ def test_restore_of_what_is_damaged_touches_nothing(
 ) -> None:
     folder = write_backup(tmp_path / "backup")
     (folder / damaged).write_bytes(b"else")
-    docker.answer({"ps --services --status running": "postgres\n"})
+    docker.answer({"ps --all": "", "ps --services --status running": "postgres\n"})
     assert str(folder / damaged) in refusal(restore.main, ["--from", str(folder), "--yes"], capsys)
-    assert docker.asked == ["compose ps --services --status running"]
+    assert docker.asked == ["compose ps --all --services", "compose ps --services --status running"]
 
 
 def test_backup_of_a_later_release_is_refused() -> None:
@@ -200,6 +221,7 @@ def test_drill_gives_its_copy_the_environment_of_the_stack(tmp_path: Path, docke
     document = {"name": "attache", "services": {"schedule": {"image": "attache:1"}}}
     docker.answer({"config": json.dumps(document), "down --volumes": ""})
     given = {"ATTACHE_SECRETS": "/run/secrets", "COMPOSE_DISABLE_ENV_FILE": "1", "PORT": "8080"}
+    given |= {"COMPOSE_PROFILES": "cluster", "KAFKA_VOTERS": "1@kafka:9093,2@kafka-2:9093", "TOPIC_REPLICATION": "2"}
     with pytest.raises(Unable, match="is no backup"):  # by then the copy is there
         drill.drill_copy(Stack("attache", given), tmp_path / "nothing")
     copies = [one for one in docker.environments if one["COMPOSE_PROJECT_NAME"] == "attache-drill"]
@@ -207,13 +229,15 @@ def test_drill_gives_its_copy_the_environment_of_the_stack(tmp_path: Path, docke
     assert {one["ATTACHE_SECRETS"] for one in copies} == {"/run/secrets"}
     assert {one["COMPOSE_DISABLE_ENV_FILE"] for one in copies} == {"1"}
     assert {one["ATTACHE_IMAGE"] for one in copies} == {"attache:1"}
+    # one broker of its own
+    assert {one[name] for one in copies for name in ("COMPOSE_PROFILES", "KAFKA_VOTERS", "TOPIC_REPLICATION")} == {""}
     assert "8080" not in {one["PORT"] for one in copies}
 
 
 def test_drill_on_a_stack_that_lacks_a_service_is_refused(
     docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docker.answer({"ps --services --status running": "postgres\nproxy\nschedule\n"})
+    docker.answer({"ps --all": "", "ps --services --status running": "postgres\nproxy\nschedule\n"})
     line = refusal(drill.main, ["--here", "--yes"], capsys)
     assert line == "drill: notifications and participants must run: start the stack first (make up)"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.make_secrets import SERVICES, TOKENS, CannotMake, cluster_id, main, make, read_env
+from deploy.env_file import read_env
+from deploy.make_secrets import SERVICES, TOKENS, CannotMake, cluster_id, main, make
 from shared.settings import is_sample
 from shared.tokens import callers_of
 
@@ -18,7 +19,8 @@ NAMES = {
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("ATTACHE_SECRETS", raising=False)
+    for name in ("ATTACHE_SECRETS", "KAFKA_CLUSTER_ID"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / ".env"
 
 
@@ -105,6 +107,18 @@ def test_a_folder_that_the_env_names_is_used(env: Path) -> None:
     make(env)
     assert (env.parent / "elsewhere" / "tokens").exists()
     assert not (env.parent / "deploy").exists()
+
+
+def test_the_environment_goes_before_the_env_as_it_does_for_compose(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "ATTACHE_SECRETS=./elsewhere\n"
+    env.write_text(said, encoding="utf-8")
+    monkeypatch.setenv("ATTACHE_SECRETS", "./given")
+    monkeypatch.setenv("KAFKA_CLUSTER_ID", "0123456789abcdefghijkl")
+    make(env)
+    assert (env.parent / "given" / "tokens").exists()
+    assert not (env.parent / "elsewhere").exists()
+    # what the broker begins with now it has to be told again where nobody gives it
+    assert env.read_text(encoding="utf-8") == f"{said}KAFKA_CLUSTER_ID=0123456789abcdefghijkl\n"
 
 
 def test_a_token_that_was_taken_away_is_made_anew_and_the_old_one_ends(env: Path) -> None:

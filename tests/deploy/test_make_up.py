@@ -1,5 +1,6 @@
 """`make up`: what Compose is told by Make, what is found in `.env`, and what is said where something fails."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.make_secrets import make
+from deploy.up import strangers
 
 ROOT = Path(__file__).parents[2]
 DOCKER = """#!/bin/sh
@@ -32,7 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("Makefile", "docker-compose.yml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "deploy").mkdir()
-    for name in ("up.py", "make_secrets.py"):
+    for name in ("up.py", "make_secrets.py", "env_file.py"):
         shutil.copy(ROOT / "deploy" / name, tmp_path / "deploy")
     (tmp_path / ".env").write_text("PORT=9090\n", encoding="utf-8")
     return tmp_path
@@ -59,6 +61,26 @@ def test_what_failed_is_told_once_in_its_own_words(checkout: Path) -> None:
     assert said(checkout) == ["attache: migrate: the secret file x is empty"]
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [
+            {"Service": "kafka", "ExitCode": 0, "State": "running"},
+            {"Service": "migrate", "ExitCode": 1, "State": "exited"},
+        ],
+        [],
+    ],
+)
+def test_what_failed_is_found_where_an_older_compose_lists_it_in_one_array(
+    checkout: Path, listed: list[dict[str, object]]
+) -> None:
+    docker = checkout / "bin" / "docker"
+    one = json.dumps({"Service": "migrate", "ExitCode": 1, "State": "exited"})
+    assert one in DOCKER
+    docker.write_text(DOCKER.replace(one, json.dumps(listed, indent=1)), encoding="utf-8")
+    assert said(checkout) == ["attache: migrate: the secret file x is empty"] * bool(listed)
+
+
 def test_containers_are_made_anew_where_a_secret_was(checkout: Path) -> None:
     make(checkout / ".env")
     assert "--force-recreate" not in up(checkout).stdout
@@ -83,6 +105,9 @@ def test_a_variable_that_means_nothing_is_told(checkout: Path) -> None:
     line = "attache: .env: TOPIC_PARTITION is no setting of docker-compose.yml and does nothing"
     assert said(checkout)[0] == f"{line} (near it: TOPIC_PARTITIONS)"
     assert len(said(checkout)) == 2
+    with (checkout / ".env").open("a", encoding="utf-8") as env:
+        env.write("ROOT_OF=/srv\nATTACHE_SECRETS=${ROOT_OF}/secrets # one that another is made of\n")
+    assert len(strangers(checkout / ".env")) == 1
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("COMPOSE_FILE=docker-compose.yml:mine.yml\n")
     assert len(said(checkout)) == 1

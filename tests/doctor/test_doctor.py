@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import ssl
 import stat
 import subprocess
@@ -19,12 +20,14 @@ import pytest
 from services.doctor import answers, certificates, databases, findings, machine, rendering, secrets, topics
 from services.doctor.databases import clock
 from services.doctor.findings import Finding, code_of, fail, graded, ok, run_all, said, warn
-from services.doctor.looks import looked, of_environment
+from services.doctor.looks import Look, _of_machine, looked, of_environment
+from services.jobs import SETTINGS
 from shared.bus import Topic
 from shared.bus_kafka import KafkaBus
 from shared.message_log import MessageLog
 from shared.migrations import head
 from shared.relay import RELAY_LOCK
+from shared.settings import load
 from shared.tokens import add_token
 from tests.certificates import self_signed
 
@@ -145,6 +148,50 @@ async def test_secret_files_are_there_and_no_samples_and_not_for_others_to_write
     assert CANARY not in said(found, as_json=True)
     assert _levels(await secrets.secret_files([tmp_path / "good"])) == {"secrets": "ok"}
     assert stat.S_IMODE((tmp_path / "good").stat().st_mode) == 0o444
+
+
+def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in os.environ if name.endswith("_FILE")]:
+        monkeypatch.delenv(name)
+    named = {
+        "DATABASE_URL_FILE": "dsn",
+        "SERVICE_TOKEN_FILE": "service_token",
+        "BUS_URL_FILE": "bus",
+        "KAFKA_SASL_PASSWORD_FILE": "password",
+        "SCHEDULE_DATABASE_URL_FILE": "schedule.pgpass",
+        "NOTIFICATIONS_SERVICE_TOKEN_FILE": "own",
+        "PARTICIPANTS_OTEL_EXPORTER_OTLP_HEADERS_FILE": "otel_headers",
+    }
+    others = {"SSL_CERT_FILE": "root_token", "POSTGRES_PASSWORD_FILE": "postgres_password", "TOKENS_FILE": "tokens"}
+    for variable, file in {**named, **others}.items():
+        monkeypatch.setenv(variable, str(tmp_path / file))
+    assert of_environment().secrets == sorted(tmp_path / file for file in named.values())
+
+
+async def test_whom_one_trusts_is_for_nobody_else_to_write(tmp_path: Path) -> None:
+    trusted = {"tokens": 0o664, "ca.pem": 0o646, "key.pem": 0o400, "gone.pem": None}
+    for name, mode in trusted.items():
+        if mode is not None:
+            (tmp_path / name).write_bytes(b"\xff")  # what is in it is not looked at here
+            (tmp_path / name).chmod(mode)
+    settings = load(
+        SETTINGS["schedule"],
+        database_url="postgresql+asyncpg://u@127.0.0.1/n",
+        bus_url="postgresql+asyncpg://u@127.0.0.1/n",
+        service_token=CANARY,
+        tokens_file=tmp_path / "tokens",
+    ).model_copy(update={"kafka_ca_file": tmp_path / "ca.pem", "kafka_cert_file": tmp_path / "gone.pem"})
+    other = settings.model_copy(update={"kafka_key_file": tmp_path / "key.pem"})
+    (tmp_path / "good").write_text(CANARY)
+    (tmp_path / "good").chmod(0o400)
+    look = Look(settings={"schedule": settings, "participants": other}, secrets=[tmp_path / "good"])
+    assert _levels(await _of_machine(look)["secrets"]()) == {"secret tokens": "FAIL", "secret ca.pem": "FAIL"}
+    for name in ("tokens", "ca.pem"):
+        (tmp_path / name).chmod(0o644)
+    (well,) = await _of_machine(look)["secrets"]()
+    assert (well.level, well.found.partition(",")[0]) == ("ok", "4 files")
 
 
 async def test_each_scope_wants_a_holder(tmp_path: Path) -> None:

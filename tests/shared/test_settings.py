@@ -87,6 +87,7 @@ def test_settings_have_defaults_and_take_the_environment() -> None:
         "notifications_url": "http://127.0.0.1:8083",
         "roles": ("api", "relay", "consumer"),
         "otel_exporter_otlp_endpoint": None,
+        "otel_exporter_otlp_traces_endpoint": None,
         "otel_exporter_otlp_headers": None,
         "otel_exporter_otlp_protocol": "http/protobuf",
         "otel_service_name": None,

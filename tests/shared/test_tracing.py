@@ -80,6 +80,7 @@ def test_what_is_switched_off_by_a_standard_variable_is_off(
     ("given", "said"),
     [
         ({"otel_exporter_otlp_endpoint": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ({"otel_exporter_otlp_traces_endpoint": "collector:4318"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
         ({"otel_exporter_otlp_protocol": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL"),
     ],
 )
@@ -113,6 +114,21 @@ async def test_spans_are_sent_at_the_end_under_the_name_that_is_set(
     assert span.traceparent == f"00-{TRACE}-{received.id}-01"
     assert (received.service, received.name, received.trace, received.parent) == (name, "PlanTrip", TRACE, PARENT)
     assert (collector.headers[0][""], collector.headers[0]["x-key"]) == ("/v1/traces", "abc d")
+
+
+@pytest.mark.parametrize(
+    ("general", "path"), [(None, "/spans"), (None, "/spans/"), ("http://127.0.0.1:9/other", "/spans")]
+)
+async def test_an_endpoint_for_traces_is_enough_and_taken_as_it_is(
+    environment: pytest.MonkeyPatch, collector: Collector, general: str | None, path: str
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.endpoint}{path}")
+    tracing = _tracing(general)
+    with tracing.command("PlanTrip", "t-1", SAMPLED):
+        """Something goes on."""
+    await tracing.close()
+    assert [headers[""] for headers in collector.headers] == [path]
+    assert [received.name for received in collector.spans] == ["PlanTrip"]
 
 
 async def test_what_the_sampler_does_not_want_is_carried_on_unsampled(

@@ -1,0 +1,72 @@
+"""How a backup ends: nothing of it is left, in the folder or in a container, whatever ended it."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from deploy.server import scratch
+from deploy.stack import Unable
+from tests.deploy.fake_docker import ECHOES, HANGS, Answer, FakeDocker
+from tests.deploy.test_backup_words import RUNNING, docker
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 60.0
+UNDER_WAY: Mapping[str, str | Answer] = {
+    **RUNNING,
+    "pg_database_size": "1000\n",
+    "df --output": "Avail\n30000000\n",
+    "pg_basebackup": "a base",
+    "inspect": "sha256:0123\n",
+    "run --interactive --rm": ECHOES,
+    "mkdir": HANGS,  # by then the container is there
+    "exec --interactive": "attache_backup\n",
+}
+__all__ = ["docker"]
+
+
+def until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def backup(tmp_path: Path, docker: FakeDocker) -> Iterator["subprocess.Popen[str]"]:
+    """One that has come as far as its container."""
+    docker.answer(UNDER_WAY)
+    command = [sys.executable, "-m", "deploy.backup", "--to", str(tmp_path / "to")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: any(asked.endswith("/restoring") for asked in docker.asked))
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_backup_that_is_ended_leaves_no_container_and_no_file(
+    number: signal.Signals, backup: "subprocess.Popen[str]", tmp_path: Path, docker: FakeDocker
+) -> None:
+    assert docker.ended == []
+    backup.send_signal(number)
+    _, said = backup.communicate(timeout=PATIENCE_SECONDS)
+    assert (backup.returncode, said) == (128 + number, "backup: interrupted; nothing was kept\n")
+    assert [one.split()[:3] for one in docker.ended] == [["run", "--interactive", "--rm"]]
+    assert [file.name for file in tmp_path.iterdir()] == ["bin"]
+
+
+def test_a_backup_that_is_killed_leaves_no_container(backup: "subprocess.Popen[str]", docker: FakeDocker) -> None:
+    backup.kill()
+    until(lambda: docker.ended)
+
+
+def test_a_container_that_does_not_start_is_told_in_dockers_words(docker: FakeDocker) -> None:
+    docker.answer({"run": ("", "Unable to find image\ndocker: no such image\n", 125)})
+    with pytest.raises(Unable, match=r"^docker: no such image$"), scratch("none"):
+        pytest.fail("there is none")

@@ -1,0 +1,191 @@
+"""A drill on the running stack: what ran before runs again, and nothing is wiped for a backup that is not whole."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy import drill
+from deploy.backup_folder import BASE, Backup
+from deploy.drill_feeds import Link, Served
+from deploy.env_file import read_env
+from deploy.facts import Facts
+from deploy.stack import CLUSTER, Say, Stack, Unable
+from tests.deploy.fake_docker import Answer, FakeDocker
+from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
+from tests.deploy.test_backup_words import docker, refusal
+
+__all__ = ["docker"]
+SERVICES = "notifications\nparticipants\npostgres\nprometheus\nproxy\nschedule\n"
+LINK = Link(id="l1", path="/feeds/x.ics")
+SERVED = Served(status=200, etag=FEED.etag, last_modified="", sha256=FEED.sha256)
+START = "start c1 c2 c3 c4 c5"
+STOP = "compose stop proxy schedule participants notifications"
+
+
+class Door:
+    """The stack's address, without a stack."""
+
+    revoked: list[Link]
+
+    def __init__(self, stack: Stack) -> None:
+        """It needs nothing of the stack."""
+
+    def issue(self, _feeds: object) -> tuple[dict[str, Link], list[str]]:
+        return {FEED.audience: LINK}, []
+
+    def fetch(self, links: Mapping[str, Link]) -> dict[str, Served]:
+        return dict.fromkeys(links, SERVED)
+
+    def revoke(self, links: Mapping[str, Link]) -> None:
+        type(self).revoked += links.values()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program without a server to ask; a backup is whole unless a test says else."""
+    for name in ("COMPOSE_PROFILES", *read_env(CLUSTER)):
+        monkeypatch.delenv(name, raising=False)
+    Door.revoked = []
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(drill, "Door", Door)
+    monkeypatch.setattr(drill, "settled", lambda _: FACTS)
+    monkeypatch.setattr(drill, "back_up", lambda _stack, folder, _say: whole(folder))
+    monkeypatch.setattr(drill, "restore", lambda *_, **__: None)
+
+
+def whole(folder: Path) -> Backup:
+    write_backup(folder)
+    return BACKUP
+
+
+def answers(brokers: str = "kafka\n") -> dict[str, str | Answer]:
+    return {
+        "config --services": "kafka\nproxy\n",
+        "config": json.dumps({"name": "attache"}),
+        "ps --all --services": SERVICES + brokers,
+        "ps --services --status running": SERVICES + brokers,
+        "ps --quiet --status running proxy": "c1\nc2\nc3\nc4\nc5\n",
+        "ps --quiet --status running schedule": "c2\n",
+        "ps --quiet --status running participants": "c3\n",
+        "ps --quiet --status running notifications": "c4\nc5\n",
+        "compose stop": "",
+        "down --volumes": "",
+        "compose up": "",
+        START: "",
+    }
+
+
+def brought_back(docker: FakeDocker) -> tuple[set[str], dict[str, str]]:
+    """What was started at the end, and with which settings."""
+    at = max(number for number, asked in enumerate(docker.asked) if asked.startswith("compose up"))
+    return set(docker.asked[at].split()[2:]), docker.environments[at]
+
+
+def test_three_brokers_come_back_with_the_settings_of_a_cluster(docker: FakeDocker) -> None:
+    docker.answer(answers("kafka\nkafka-2\nkafka-3\n"))
+    assert drill.main(["--here", "--yes"]) == 0
+    words, environment = brought_back(docker)
+    assert {"kafka", "kafka-2", "kafka-3", "prometheus", "--scale=notifications=2"} <= words
+    assert read_env(CLUSTER).items() <= environment.items()
+    assert Stack.here().make_up == "make up CLUSTER=1"
+
+
+def test_one_broker_comes_back_as_one(docker: FakeDocker) -> None:
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 0
+    words, environment = brought_back(docker)
+    assert not {"kafka-2", "kafka-3"} & words
+    assert "KAFKA_VOTERS" not in environment
+    assert Stack.here().make_up == "make up"
+
+
+def test_own_settings_of_a_cluster_and_other_profiles_are_kept(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.answer(answers("kafka\nkafka-2\nkafka-3\n") | {"config --services": "kafka\nkafka-2\nkafka-3\n"})
+    assert "KAFKA_VOTERS" not in Stack.here().environment  # they stand in .env
+    docker.answer(answers("kafka\nkafka-2\nkafka-3\n"))
+    monkeypatch.setenv("COMPOSE_PROFILES", "observability")
+    monkeypatch.setenv("TOPIC_MIN_ISR", "3")
+    environment = Stack.here().environment
+    assert (environment["COMPOSE_PROFILES"], environment["TOPIC_MIN_ISR"]) == ("observability,cluster", "3")
+
+
+def no_room(folder: Path) -> Backup:
+    raise OSError(28, "No space left on device", str(folder))
+
+
+def failing(folder: Path) -> Backup:
+    raise Unable("base.tar.gz: pg_basebackup: error: the server went away")
+
+
+def damaged(folder: Path) -> Backup:
+    backup = whole(folder)
+    (folder / BASE).write_bytes(b"BASE")
+    return backup
+
+
+def empty(folder: Path) -> Backup:
+    logs = {name: replace(log, events=0) for name, log in FACTS.logs.items()}
+    return replace(whole(folder), facts=Facts(logs=logs, feeds=[]))
+
+
+@pytest.mark.parametrize(
+    ("back_up", "line"),
+    [
+        (no_room, "[Errno 28] No space left on device: "),
+        (failing, "base.tar.gz: pg_basebackup: error: the server went away"),
+        (damaged, "is damaged: its sha256 is not that in backup.json"),
+        (empty, "there is no event to compare"),
+    ],
+)
+def test_a_backup_that_is_not_whole_wipes_nothing_and_what_was_stopped_is_started(
+    back_up: Callable[[Path], Backup],
+    line: str,
+    docker: FakeDocker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def taken(_stack: Stack, folder: Path, _say: Say) -> Backup:
+        assert docker.asked[-1] == STOP
+        return back_up(folder)
+
+    monkeypatch.setattr(drill, "back_up", taken)
+    docker.answer(answers())
+    assert line in refusal(drill.main, ["--here", "--yes"], capsys)
+    assert docker.asked[-2:] == [STOP, START]
+    assert not any("down" in asked for asked in docker.asked)
+    assert Door.revoked == [LINK]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_cannot_be_stopped_is_started_again(docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
+    docker.answer(answers() | {"compose stop": ("", "the engine is busy\n", 1)})
+    assert refusal(drill.main, ["--here", "--yes"], capsys) == "drill: the engine is busy"
+    assert docker.asked[-1] == START
+
+
+def test_what_does_not_start_again_is_told_in_the_same_line(
+    docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers() | {"compose stop": ("", "the engine is busy\n", 1), START: ("", "it is gone\n", 1)})
+    assert refusal(drill.main, ["--here", "--yes"], capsys) == (
+        "drill: the engine is busy; and it does not start again: it is gone (docker compose start)"
+    )
+
+
+def test_an_interrupted_backup_is_no_reason_to_leave_the_services_stopped(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Backup:
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr(drill, "back_up", interrupted)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 143
+    assert docker.asked[-1] == START
