@@ -40,7 +40,7 @@ MakeDatabase = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
-async def metrics(make_database: MakeDatabase, tmp_path: Path) -> AsyncIterator[str]:
+async def metrics(make_database: MakeDatabase, tmp_path: Path, patience: None) -> AsyncIterator[str]:
     """What the three services answer together at `/metrics`, after one command, one query and one feed's refusal."""
     planner = add_token(tmp_path / "tokens", "pat", ["planner", "operator"])
     base = "http://attache.example"
