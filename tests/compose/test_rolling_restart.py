@@ -6,6 +6,7 @@ The form that every run takes replaces each service, and restarts two replicas o
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections import Counter
@@ -23,7 +24,9 @@ from tests.compose.running_stack import ROOT, Stack, engine_answers, started
 
 SERVICES = ("schedule", "participants", "notifications")
 PATIENCE_SECONDS = 120.0
-PROXY_SECONDS = int((ROOT / "deploy/proxy/Caddyfile").read_text().partition("lb_try_duration ")[2].partition("s\n")[0])
+PROXY_SECONDS = max(
+    int(seconds) for seconds in re.findall(r"import to \w+ \d+ (\d+)s", (ROOT / "deploy/proxy/Caddyfile").read_text())
+)
 """How long the proxy tries."""
 TRIES = 3
 NUMBERS = count(1)
