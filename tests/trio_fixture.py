@@ -146,11 +146,12 @@ async def make_trio(make_database: Callable[..., Awaitable[str]], tmp_path: Path
 
 
 async def _emptied(kafka: str) -> None:
-    """Delete our topics, where there is a broker yet and it has them."""
+    """Delete the services' topics, where there is a broker yet and it has them; other tests have theirs beside them."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     try:
         await admin.start()
-        ours = [name for name in await admin.list_topics() if name.startswith("attache.")]
+        names = tuple(f"attache.{name}" for name in SERVICES)
+        ours = [name for name in await admin.list_topics() if name.startswith(names)]
         if ours:
             await admin.delete_topics(ours)
         async with asyncio.timeout(120):
