@@ -150,6 +150,7 @@ class Relay:
         producer = await self._bus.producer()
         try:
             cursor, epoch = await self._resume(driver, producer)
+            self._looked_at = time.monotonic()  # just now, at all of it
             log.info("relay.led", service=self._service, position=cursor)
             while True:
                 self._woken.clear()

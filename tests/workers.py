@@ -18,6 +18,7 @@ from typing import TypeVar
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from deploy import kafka_node
 from deploy.kafka_node import NodeUnable
 from tests.kafka_fixture import shared_kafka
 
@@ -34,6 +35,9 @@ ALONE = (Path(__file__).parent / "compose", Path(__file__).parent / "chaos")
 SHARED = "ATTACHE_TEST_SHARED"
 """The folder of what one worker makes for all."""
 
+PARTS = 17
+"""So many processes can have ports of their own: more than there are workers, and who starts them."""
+
 T = TypeVar("T")
 _shared = ExitStack()
 
@@ -41,6 +45,12 @@ _shared = ExitStack()
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means."""
     return 2 * max(2, min(len(os.sched_getaffinity(0)), 4))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No two processes are given one port: it looks free until who has it listens, and while that is restarted."""
+    number = int(getattr(config, "workerinput", {"workerid": "gw-1"})["workerid"].removeprefix("gw"))
+    kafka_node.PORTS = kafka_node.PORTS[(number + 1) % PARTS :: PARTS]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -255,8 +255,9 @@ class Load:
 
     async def _fetch(self, client: httpx.AsyncClient, link: Link, addresses: Sequence[str]) -> None:
         headers = {"If-None-Match": link.tag} if link.tag else {}
-        for address in addresses:
-            seconds = self._feed_seconds if address == addresses[-1] else ANSWER_SECONDS
+        # the last one may be killed while it answers, as soon as one that was away before is back
+        for turn, address in enumerate((*addresses, *addresses[:-1]), start=1):
+            seconds = self._feed_seconds if turn >= len(addresses) else ANSWER_SECONDS
             try:
                 answer = await client.get(address + link.path, headers=headers, timeout=seconds)
             except httpx.TransportError:

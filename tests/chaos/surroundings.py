@@ -8,10 +8,8 @@ started ends with the thread that started it.
 import asyncio
 import contextlib
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +21,7 @@ from typing import Any
 import asyncpg
 import httpx
 
-from deploy.kafka_node import KafkaNode
+from deploy.kafka_node import KafkaNode, free_port
 from services.embedded import EmbeddedPostgres
 from services.embedded_server import end_with_parent, server_pids
 from shared.tokens import add_token
@@ -195,9 +193,9 @@ class Surroundings:
 @contextlib.contextmanager
 def surroundings(folder: Path) -> Iterator[Surroundings]:
     """All of it, started in an empty folder that other users may enter; ended and left there afterwards."""
-    kafka = KafkaNode(folder / "kafka", _port())
+    kafka = KafkaNode(folder / "kafka", free_port())
     (folder / "postgres").mkdir(mode=0o711)
-    (folder / "postgres" / "port").write_text(f"{_port()}\n")
+    (folder / "postgres" / "port").write_text(f"{free_port()}\n")
     with EmbeddedPostgres(folder, databases=SERVICES, settings={"max_connections": "300"}) as postgres:
         made = _made(folder, postgres, kafka)
         try:
@@ -218,7 +216,8 @@ def surroundings(folder: Path) -> Iterator[Surroundings]:
 
 
 def _made(folder: Path, postgres: EmbeddedPostgres, kafka: KafkaNode) -> Surroundings:
-    ports = {name: _port() for name in (*ALWAYS, *SPARE)}
+    # they stay free while their owners are dead: no other process of a run of tests is given them
+    ports = {name: free_port() for name in (*ALWAYS, *SPARE)}
     databases = {name: postgres.url(name) for name in SERVICES}
     tokens = folder / "tokens"
     return Surroundings(
@@ -238,15 +237,6 @@ def _made(folder: Path, postgres: EmbeddedPostgres, kafka: KafkaNode) -> Surroun
             **{f"{name.upper()}_URL": f"http://127.0.0.1:{ports[name]}" for name in SERVICES},
         },
     )
-
-
-def _port() -> int:
-    """A free port below those that connections take for their own ends: it stays free while its owner is dead."""
-    while True:
-        number = secrets.randbelow(20000) + 12000
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", number))
-            return number
 
 
 def _end_with_parent() -> None:

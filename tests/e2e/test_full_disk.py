@@ -47,8 +47,9 @@ class Up:
 
 
 @contextmanager
-def _up(disk: Path) -> Iterator[Up]:
-    data, said = disk / "data", disk.with_name("said")
+def _up(disk: Path, said: Path) -> Iterator[Up]:
+    """`said`: beside the disk, and of this test alone: others run at the same time."""
+    data = disk / "data"
     command = [sys.executable, "-m", "services", "up", "--port", "0", "--data", str(data)]
     with said.open("wb") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
@@ -66,9 +67,9 @@ def _up(disk: Path) -> Iterator[Up]:
 
 
 @pytest.fixture
-def running(small_disk: Path) -> Iterator[dict[str, Any]]:
+def running(small_disk: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """What `make run` says of itself, on the small disk."""
-    with _up(small_disk) as up:
+    with _up(small_disk, tmp_path / "said") as up:
         yield up.told
 
 
@@ -134,8 +135,8 @@ def test_a_full_disk_refuses_commands_and_nothing_is_lost_or_half_done(
             time.sleep(0.2)
 
 
-def test_a_write_ahead_log_that_cannot_grow_loses_nothing_that_was_answered(small_disk: Path) -> None:
-    with _up(small_disk) as first, _client(first) as client:
+def test_a_write_ahead_log_that_cannot_grow_loses_nothing_that_was_answered(small_disk: Path, tmp_path: Path) -> None:
+    with _up(small_disk, tmp_path / "said") as first, _client(first) as client:
         feeds = [client.get(feed["url"]).content for feed in first.told["feeds"]]
         made: list[str] = []
         with _server(small_disk / "data") as ask:
@@ -151,7 +152,7 @@ def test_a_write_ahead_log_that_cannot_grow_loses_nothing_that_was_answered(smal
     assert first.process.returncode == 1
     assert first.said.read_text().splitlines()[-1] == f"attache: {small_disk / 'data'}: the disk is full"
     (small_disk / "filler").unlink()
-    with _up(small_disk) as second, _client(second) as client:
+    with _up(small_disk, tmp_path / "said") as second, _client(second) as client:
         assert set(made) <= {one["id"] for one in _trips(client)}
         assert [client.get(feed["url"]).content for feed in second.told["feeds"]] == feeds
         assert _plan(client).status_code == 201

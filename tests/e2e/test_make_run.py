@@ -60,6 +60,7 @@ def test_a_ready_run_names_every_feed_on_stdout_and_in_run_json(running: Running
     assert names["United States delegation"] == ("own", "full")
     assert names["Press pool"] == ("press", "delegation")
     assert Counter(kind for kind, _ in names.values()) == {"own": 1, "host": 8, "press": 1}
+    running.up.until(lambda: running.up.printed.endswith("Stop with Ctrl-C.\n"), what="all on stdout")  # after run.json
     listed = [line.strip() for line in running.up.printed.splitlines() if "/feeds/" in line]
     assert listed == [feed["url"] for feed in run["feeds"]]
     assert f"Attaché is ready at {run['base']}/" in running.up.printed

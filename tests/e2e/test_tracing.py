@@ -83,6 +83,11 @@ def _lines(trio: Trio, service: str, trace: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if trace in line]
 
 
+def _events(trio: Trio, trace: str) -> dict[str, list[str]]:
+    """By service, what its lines of a trace tell of."""
+    return {name: sorted(line["event"] for line in _lines(trio, name, trace)) for name in SERVICES}
+
+
 async def test_one_trace_id_finds_the_way_of_a_command_in_the_logs_of_all_three(make_trio: MakeTrio) -> None:
     trio = await make_trio(None)
     trio.start(*SERVICES)
@@ -93,10 +98,17 @@ async def test_one_trace_id_finds_the_way_of_a_command_in_the_logs_of_all_three(
         await _schedule(client, trip, stop, TRACEPARENT)
         feed = await _until_in_feed(client, url)
         await settled(trio, client)
-    found = {name: [line["event"] for line in _lines(trio, name, TRACE)] for name in SERVICES}
-    assert sorted(found["schedule"]) == ["http.answered", "relay.published"]
-    assert found["participants"] == ["message.applied"]
-    assert found["notifications"] == ["message.applied", "trip.rendered", "body.stored"]
+    expected = {
+        "schedule": ["http.answered", "relay.published"],
+        "participants": ["message.applied"],
+        "notifications": ["body.stored", "message.applied", "trip.rendered"],
+    }
+    end = time.monotonic() + 90  # a line comes a moment after what it tells of
+    while (found := _events(trio, TRACE)) != expected and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    assert found == expected
+    in_order = [line["event"] for line in _lines(trio, "notifications", TRACE)]
+    assert in_order == ["message.applied", "trip.rendered", "body.stored"]
     assert TRACE not in feed
     assert CALLER not in feed
 

@@ -519,6 +519,7 @@ async def test_restored_is_refused_while_the_service_runs_and_says_when_the_bus_
             raise BusAway("nobody answers")
 
     await publishing.engine.dispose()
+    await until(lambda: is_left_alone(publishing))
     raised, silence = await restored(publishing.name, publishing.engine, Away(), 41)  # type: ignore[arg-type]
     assert (raised.old, silence) == (1, "nobody answers")
     assert raised.new > 41
@@ -557,6 +558,15 @@ async def _end_connections(publishing: "Publishing") -> None:
         )
     finally:
         await connection.close()
+
+
+async def is_left_alone(publishing: "Publishing") -> bool:
+    """Whether nobody is connected to its database: at the server a connection outlives its client for a moment."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE $1 || '%'"
+    )
+    async with _driver(publishing) as driver:
+        return bool(await driver.fetchval(others, f"attache-{publishing.name}") == 0)
 
 
 async def _raise(publishing: "Publishing", above: int) -> None:
