@@ -16,6 +16,7 @@ from tests.deploy.test_backup_words import RUNNING, docker
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 60.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 UNDER_WAY: Mapping[str, str | Answer] = {
     **RUNNING,
     "pg_database_size": "1000\n",
@@ -36,12 +37,20 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def _as_from_a_terminal() -> None:
+    """A child inherits what is ignored, and these tests may themselves run in the background or under nohup."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def backup(tmp_path: Path, docker: FakeDocker) -> Iterator["subprocess.Popen[str]"]:
     """One that has come as far as its container."""
     docker.answer(UNDER_WAY)
     command = [sys.executable, "-m", "deploy.backup", "--to", str(tmp_path / "to")]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_as_from_a_terminal
+    ) as process:
         try:
             until(lambda: any(asked.endswith("/restoring") for asked in docker.asked))
             yield process
@@ -49,7 +58,7 @@ def backup(tmp_path: Path, docker: FakeDocker) -> Iterator["subprocess.Popen[str
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_backup_that_is_ended_leaves_no_container_and_no_file(
     number: signal.Signals, backup: "subprocess.Popen[str]", tmp_path: Path, docker: FakeDocker
 ) -> None:
