@@ -98,7 +98,7 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
         after = settled(copy)
         door = Door(copy)
         links, refused = door.issue(before.feeds)
-        served = door.fetch(links)
+        served = door.fetch(links, before.feeds)
     return Outcome(
         before=before, after=after, over_http=len(served), http_lines=unlike(before.feeds, served), notes=refused
     )
@@ -113,10 +113,9 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
         raise Unable(f"every volume of {stack.project} would be wiped: say YES=1 if that is wanted")
     feeds = settled(stack).feeds
     links, refused = Door(stack).issue(feeds)
-    settled(stack)
-    served = Door(stack).fetch(links)
-    ran = Ran(stack)
     with _nothing_lost(stack, links):
+        served = Door(stack).fetch(links, settled(stack).feeds)
+        ran = Ran(stack)
         stack.compose("stop", *STOPPED)
         folder, before = _whole_backup(stack)
     try:
@@ -178,7 +177,7 @@ def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tupl
     stack.up(*ran.services, scale=ran.scale)
     after = settled(stack)
     door = Door(stack)
-    again = door.fetch(links)
+    again = door.fetch(links, after.feeds)
     door.revoke(links)
     return after, again
 

@@ -66,9 +66,19 @@ class Door:
         for link in links.values():
             self._post(f"/notifications/feed-links/{link.id}/revoke", {"reason": "The drill is over"})
 
-    def fetch(self, links: Mapping[str, Link]) -> dict[str, Served]:
-        """Each feed by its audience."""
-        return {audience: self._get(link.path) for audience, link in links.items()}
+    def fetch(self, links: Mapping[str, Link], feeds: Sequence[Feed]) -> dict[str, Served]:
+        """Each feed by its audience; one that is not yet its newest body is asked for again for a while.
+
+        What is stored takes a moment to come to who serves it.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        served = {audience: self._get(link.path) for audience, link in links.items()}
+        while unlike(feeds, served) and time.monotonic() < until:
+            time.sleep(0.5)
+            for feed in feeds:
+                if unlike([feed], served):
+                    served[feed.audience] = self._get(links[feed.audience].path)
+        return served
 
     def _get(self, path: str) -> Served:
         request = urllib.request.Request(f"{self.address}{path}")  # noqa: S310  the address is http

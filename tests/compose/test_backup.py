@@ -266,7 +266,8 @@ def test_interrupted_restore_starts_nothing_and_is_repaired(
 def test_lost_kafka_volume_changes_no_byte(stack: Stack) -> None:
     before = settled(stack)
     links, _ = Door(stack).issue(before.feeds)
-    facts, then = settled(stack), Door(stack).fetch(links)
+    facts = settled(stack)
+    then = Door(stack).fetch(links, facts.feeds)
     stack.compose("rm", "--stop", "--force", "kafka")
     subprocess.run(["docker", "volume", "rm", f"{stack.project}_kafka"], capture_output=True, check=True)
     stack.up()
@@ -275,7 +276,7 @@ def test_lost_kafka_volume_changes_no_byte(stack: Stack) -> None:
         assert time.monotonic() < until, f"the topics hold {held}"
         time.sleep(0.5)
     assert settled(stack) == facts
-    assert Door(stack).fetch(links) == then
+    assert Door(stack).fetch(links, facts.feeds) == then
 
 
 def records(stack: Stack) -> dict[str, int]:

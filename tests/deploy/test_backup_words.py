@@ -11,7 +11,7 @@ import pytest
 from deploy import backup, drill, restore
 from deploy.backup_folder import BASE
 from deploy.drill import Outcome, table
-from deploy.drill_feeds import Served, unlike
+from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.server import Server
 from deploy.stack import Stack, Unable
 from tests.deploy.fake_docker import FakeDocker
@@ -256,6 +256,23 @@ SERVED = Served(status=200, etag="e4", last_modified="Wed, 06 May 2026 07:08:09 
 )
 def test_feed_that_is_served_otherwise_is_found(served: Served, lines: list[str]) -> None:
     assert unlike([FEED], {"7c0e": served}) == lines
+
+
+def test_feed_that_is_not_its_newest_body_yet_is_asked_for_again(
+    docker: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.answer({"port proxy": "127.0.0.1:9\n", "config": _planner(tmp_path)})
+    served = iter([replace(SERVED, sha256="f3"), SERVED])
+    monkeypatch.setattr(Door, "_get", lambda *_: next(served))
+    links = {"7c0e": Link(id="l1", path="/feeds/x.ics")}
+    assert Door(Stack()).fetch(links, [FEED]) == {"7c0e": SERVED}
+
+
+def _planner(folder: Path) -> str:
+    """What Compose says of a project with the planner's token."""
+    token = folder / "token"
+    token.write_text("attache_x\n", encoding="utf-8")
+    return json.dumps({"name": "attache", "secrets": {"planner_token": {"file": str(token)}}})
 
 
 def test_table_says_what_is_equal_and_what_is_not() -> None:

@@ -36,7 +36,7 @@ class Door:
     def issue(self, _feeds: object) -> tuple[dict[str, Link], list[str]]:
         return {FEED.audience: LINK}, []
 
-    def fetch(self, links: Mapping[str, Link]) -> dict[str, Served]:
+    def fetch(self, links: Mapping[str, Link], _feeds: object) -> dict[str, Served]:
         return dict.fromkeys(links, SERVED)
 
     def revoke(self, links: Mapping[str, Link]) -> None:
@@ -162,6 +162,23 @@ def test_a_backup_that_is_not_whole_wipes_nothing_and_what_was_stopped_is_starte
     assert not any("down" in asked for asked in docker.asked)
     assert Door.revoked == [LINK]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_does_not_come_to_rest_keeps_no_links_of_the_drill(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rests = iter([FACTS])
+
+    def settled(_: Stack) -> Facts:
+        if facts := next(rests, None):
+            return facts
+        raise Unable("after 300 s feeds are still to be rendered")
+
+    monkeypatch.setattr(drill, "settled", settled)
+    docker.answer(answers())
+    assert refusal(drill.main, ["--here", "--yes"], capsys) == "drill: after 300 s feeds are still to be rendered"
+    assert STOP not in docker.asked
+    assert Door.revoked == [LINK]
 
 
 def test_what_cannot_be_stopped_is_started_again(docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
