@@ -32,8 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"made {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     for line in strangers(ENV):
         _fail(line)
-    cluster = "--cluster" in arguments
-    compose = [*COMPOSE, *(("--env-file", str(ENV), "--env-file", str(CLUSTER)) if cluster else ())]
+    compose = [*COMPOSE, *(_cluster() if "--cluster" in arguments else ())]
     options = [word for word in arguments if word != "--cluster"]
     if made and "--no-recreate" not in options:
         options.append("--force-recreate")  # a container that is there goes on with the secrets that it began with
@@ -51,6 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     print(f"Attaché is at http://{port}/" if port else "Attaché is up")
     print("the demo trip: docker compose run --rm -T demo")
     return 0
+
+
+def _cluster() -> list[str]:
+    """The options of a cluster. All profiles are named: one that is hides what COMPOSE_PROFILES asks for."""
+    asked = [one.strip() for one in in_force(read_env(ENV)).get("COMPOSE_PROFILES", "").split(",")]
+    profiles = [*(one for one in asked if one not in ("", "cluster")), "cluster"]
+    named = [word for profile in profiles for word in ("--profile", profile)]
+    return ["--env-file", str(ENV), "--env-file", str(CLUSTER), *named]
 
 
 def strangers(env: Path) -> list[str]:
