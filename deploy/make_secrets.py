@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.env_file import in_force, read_env
+from deploy.env_file import WrongEnv, in_force, read_env
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("schedule", "participants", "notifications")
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         made = make(parsed.env)
-    except (OSError, CannotMake) as error:
+    except (OSError, CannotMake, WrongEnv) as error:
         print(f"secrets: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"made {path}" for path in made) or "all secrets are there")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(env: Path) -> list[Path]:
-    """Make what lacks beside and below an `.env`; returns what was made. Raises CannotMake, OSError."""
+    """Make what lacks beside and below an `.env`; returns what was made. Raises CannotMake, WrongEnv, OSError."""
     made: list[Path] = []
     said = read_env(env)
     given = in_force(said)
@@ -135,9 +135,9 @@ def _replace(path: Path, content: str) -> None:
 
 
 def _append(path: Path, lines: str) -> None:
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_bytes() if path.exists() else b""
     with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if before and not before.endswith("\n") else "") + lines)
+        file.write(("\n" if before and not before.endswith(b"\n") else "") + lines)
 
 
 def _named(folder: Path, beside: Path) -> str:

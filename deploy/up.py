@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from deploy.env_file import in_force, read_env
+from deploy.env_file import WrongEnv, in_force, read_env, referred
 from deploy.make_secrets import CannotMake, make
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     try:
         made = make(ENV)
-    except (OSError, CannotMake) as error:
+    except (OSError, CannotMake, WrongEnv) as error:
         return _fail(str(error))
     for path in made:
         print(f"made {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
@@ -66,8 +66,7 @@ def strangers(env: Path) -> list[str]:
     if not said or "COMPOSE_FILE" in in_force(said):
         return []  # others' files, with variables of their own
     files = [file.read_text(encoding="utf-8") for file in ROOT.glob("docker-compose*.y*ml")]
-    itself = re.findall(r"\$\{?(\w+)", env.read_text(encoding="utf-8"))  # one that another one is made of
-    known = frozenset([*re.findall(r"\$\{(\w+)", "".join(files)), *itself])
+    known = frozenset([*re.findall(r"\$\{(\w+)", "".join(files)), *referred(env)])
     names = [name for name in said if name not in known and not name.startswith(("COMPOSE_", "DOCKER_"))]
     return [f".env: {name} is no setting of docker-compose.yml and does nothing{_near(name, known)}" for name in names]
 

@@ -77,6 +77,18 @@ def test_a_cluster_is_one_profile_more(
     assert "--profile" not in up(checkout).stdout
 
 
+def test_an_env_that_compose_refuses_is_one_line(checkout: Path) -> None:
+    (checkout / ".env").write_text("PORT='1\n", encoding="utf-8")
+    assert said(checkout) == [f"attache: {checkout}/.env: line 1: the quotes of PORT are not closed"]
+    assert not (checkout / "deploy" / "secrets").exists()
+
+
+def test_an_env_with_bytes_that_are_no_text_is_no_hindrance(checkout: Path) -> None:
+    (checkout / ".env").write_bytes("# für\nPORT=9090".encode("latin-1"))
+    assert "told []" in up(checkout).stdout
+    assert (checkout / ".env").read_bytes().startswith("# für\nPORT=9090\nATTACHE".encode("latin-1"))
+
+
 def test_what_failed_is_told_once_in_its_own_words(checkout: Path) -> None:
     assert said(checkout) == ["attache: migrate: the secret file x is empty"]
 
@@ -127,7 +139,8 @@ def test_a_variable_that_means_nothing_is_told(checkout: Path) -> None:
     assert len(said(checkout)) == 2
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("ROOT_OF=/srv\nATTACHE_SECRETS=${ROOT_OF}/secrets # one that another is made of\n")
-    assert len(strangers(checkout / ".env")) == 1
+        env.write("# what is told in $PROT counts not, nor '$BIMD'\nPROT=2\nBIMD=x\n")
+    assert [line.split()[1] for line in strangers(checkout / ".env")] == ["TOPIC_PARTITION", "PROT", "BIMD"]
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("COMPOSE_FILE=docker-compose.yml:mine.yml\n")
     assert len(said(checkout)) == 1
