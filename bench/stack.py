@@ -1,59 +1,79 @@
 """`python -m bench.stack`: what the Compose stack takes on this machine, from empty volumes to a rest.
 
-It builds the image, brings a project of its own up (free port, its own secrets and volumes, gone afterwards), loads the
-demo trip, and watches the containers while nobody asks anything: seconds to healthy, memory and share of a core by
-service, size of the image above its base. Exit code 1 where healthy took more than 90 s or a rest more than 2 GB.
+It builds the image, brings a project of its own up (free port, its own image, secrets and volumes, gone afterwards;
+nothing of this checkout's `.env`), loads the demo trip, and watches the containers while nobody asks anything: seconds
+to healthy, memory and share of a core by service, size of the image above its base. Exit code 1 where healthy took more
+than 90 s or a rest more than 2 GB, 2 where it could not be tried.
 """
 
 import argparse
 import json
+import re
 import secrets
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deploy.env_file import WrongEnv, line_of
 from deploy.kafka_node import free_port
-from deploy.make_secrets import cluster_id, make
-from deploy.stack import Stack, Unable, docker
+from deploy.make_secrets import CannotMake, make
+from deploy.stack import ROOT, Stack, Unable, docker
 
 HEALTHY_SECONDS = 90.0
 IDLE_MB = 2000.0
 UNITS: Mapping[str, float] = {"B": 1e-6, "kB": 1e-3, "KiB": 1.024e-3, "MB": 1.0, "MiB": 1.048576, "GiB": 1073.741824}
 
 
-def main() -> int:
+class Apart(Stack):
+    """A project that sees its own `.env` alone, nothing of this checkout's and no setting of the environment."""
+
+    def __init__(self, project: str, env: Path) -> None:
+        super().__init__(project)
+        asked = re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+        self.environment = {
+            name: value
+            for name, value in self.environment.items()
+            if name == "COMPOSE_PROJECT_NAME" or not (name in asked or name.startswith("COMPOSE_"))
+        }
+        self._env = env
+
+    def compose(self, *arguments: str) -> str:
+        return super().compose("--env-file", str(self._env), *arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--samples", type=int, default=15, help="of the rest, about two seconds each")
-    chosen = arguments.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m bench.stack", description=__doc__)
+    parser.add_argument("--samples", type=int, default=15, help="of the rest, about two seconds each")
+    chosen = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="attache-bench-") as folder, _project(Path(folder)) as stack:
             return _measured(stack, chosen.samples)
-    except Unable as unable:
-        print(f"stack: {unable}", file=sys.stderr)
+    except (OSError, CannotMake, Unable, WrongEnv) as wrong:
+        print(f"stack: {wrong}", file=sys.stderr)
         return 2
 
 
 @contextmanager
 def _project(folder: Path) -> Iterator[Stack]:
     """A project that nothing else has; nothing of it is left."""
-    make(folder / ".env")
-    given = {
-        "PORT": str(free_port()),
-        "ATTACHE_SECRETS": str(folder / "deploy" / "secrets"),
-        "ATTACHE_IMAGE": "attache/bench",
-        "KAFKA_CLUSTER_ID": cluster_id(),
-    }
+    env, name = folder / ".env", f"attache-bench-{secrets.token_hex(4)}"
+    # the whole path: Compose reads a relative one from where docker-compose.yml stands
+    given = {"PORT": str(free_port()), "ATTACHE_SECRETS": str(folder / "secrets"), "ATTACHE_IMAGE": f"attache/{name}"}
+    env.write_text("".join(line_of(*one) for one in given.items()), encoding="utf-8")
+    make(env, {})
     folder.chmod(0o755)
-    stack = Stack(f"attache-bench-{secrets.token_hex(4)}", given)
+    stack = Apart(name, env)
     try:
         yield stack
     finally:
         stack.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
+        with suppress(Unable):  # it was not built
+            docker("image", "rm", given["ATTACHE_IMAGE"])
 
 
 def _measured(stack: Stack, samples: int) -> int:

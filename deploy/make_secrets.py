@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.env_file import in_force, read_env
+from deploy.env_file import WrongEnv, in_force, line_of, read_env
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("schedule", "participants", "notifications")
@@ -24,6 +24,10 @@ TOKENS: Mapping[str, tuple[str, str]] = {
 }
 """The file that holds a token's secret, and its line in the token file: name and scopes."""
 PASSWORDS = ("postgres_password", "grafana_password")
+WRITTEN = ("ATTACHE_SECRETS", "KAFKA_CLUSTER_ID")
+"""What is written into `.env`."""
+FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+"""What Compose takes for no."""
 
 
 class CannotMake(Exception):
@@ -37,19 +41,23 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         made = make(parsed.env)
-    except (OSError, CannotMake) as error:
+    except (OSError, CannotMake, WrongEnv) as error:
         print(f"secrets: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"made {path}" for path in made) or "all secrets are there")
     return 0
 
 
-def make(env: Path) -> list[Path]:
-    """Make what lacks beside and below an `.env`; returns what was made. Raises CannotMake, OSError."""
+def make(env: Path, environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """Make what lacks beside and below an `.env`; returns what was made. Raises CannotMake, WrongEnv, OSError.
+
+    `environment` is the one that Compose is to be started in.
+    """
     made: list[Path] = []
-    said = read_env(env)
-    given = in_force(said)
-    folder = env.parent / (given.get("ATTACHE_SECRETS") or "deploy/secrets")
+    _check(environment)
+    said = read_env(env, environment)
+    given = in_force(said, environment)
+    folder = _folder(env, given.get("ATTACHE_SECRETS") or "deploy/secrets", environment.get("HOME"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name in PASSWORDS:
@@ -58,14 +66,32 @@ def make(env: Path) -> list[Path]:
         url = f"postgresql+asyncpg://{name}:{secrets.token_hex(24)}@postgres/{name}"
         made += _secret(folder / f"{name}_database_url", url)
     made += _tokens(folder)
-    lines = {
-        "ATTACHE_SECRETS": _named(folder, env.parent),
-        "KAFKA_CLUSTER_ID": given.get("KAFKA_CLUSTER_ID") or cluster_id(),
-    }
-    if lacking := {name: value for name, value in lines.items() if not said.get(name)}:
-        _append(env, "".join(f"{name}={value}\n" for name, value in lacking.items()))
+    values = dict(
+        zip(WRITTEN, (_named(folder, env.parent), given.get("KAFKA_CLUSTER_ID") or cluster_id()), strict=True)
+    )
+    if lacking := [line_of(name, value) for name, value in values.items() if not said.get(name)]:
+        _append(env, "".join(lacking))
         made.append(env)
     return made
+
+
+def _check(environment: Mapping[str, str]) -> None:
+    """That the environment lets Compose read what is written into `.env`."""
+    if environment.get("COMPOSE_ENV_FILES") or environment.get("COMPOSE_DISABLE_ENV_FILE", "0") not in FALSE:
+        name = "COMPOSE_ENV_FILES" if environment.get("COMPOSE_ENV_FILES") else "COMPOSE_DISABLE_ENV_FILE"
+        raise CannotMake(f"Compose does not read .env, because {name} is set in the environment: unset it")
+    for name in WRITTEN:
+        if environment.get(name) == "":
+            raise CannotMake(f"{name} is empty in the environment, which goes before what .env says: unset it")
+
+
+def _folder(env: Path, said: str, home: str | None) -> Path:
+    """Where Compose looks for secrets: from beside `.env`, and with a `~` below the home folder."""
+    if not said.isprintable():
+        raise CannotMake("ATTACHE_SECRETS has a character in it that cannot be printed: name another folder")
+    if home and said.startswith("~"):
+        return Path(home, said[1:].lstrip("/"))
+    return env.parent / said
 
 
 def cluster_id() -> str:
@@ -135,9 +161,9 @@ def _replace(path: Path, content: str) -> None:
 
 
 def _append(path: Path, lines: str) -> None:
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_bytes() if path.exists() else b""
     with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if before and not before.endswith("\n") else "") + lines)
+        file.write(("\n" if before and not before.endswith(b"\n") else "") + lines)
 
 
 def _named(folder: Path, beside: Path) -> str:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from deploy.env_file import in_force, read_env
+from deploy.env_file import WrongEnv, in_force, read_env, referred
 from deploy.make_secrets import CannotMake, make
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,14 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     try:
         made = make(ENV)
-    except (OSError, CannotMake) as error:
+    except (OSError, CannotMake, WrongEnv) as error:
         return _fail(str(error))
     for path in made:
         print(f"made {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     for line in strangers(ENV):
         _fail(line)
-    cluster = "--cluster" in arguments
-    compose = [*COMPOSE, *(("--env-file", str(ENV), "--env-file", str(CLUSTER)) if cluster else ())]
+    compose = [*COMPOSE, *(_cluster() if "--cluster" in arguments else ())]
     options = [word for word in arguments if word != "--cluster"]
     if made and "--no-recreate" not in options:
         options.append("--force-recreate")  # a container that is there goes on with the secrets that it began with
@@ -53,14 +52,21 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _cluster() -> list[str]:
+    """The options of a cluster. All profiles are named: one that is hides what COMPOSE_PROFILES asks for."""
+    asked = [one.strip() for one in in_force(read_env(ENV)).get("COMPOSE_PROFILES", "").split(",")]
+    profiles = [*(one for one in asked if one not in ("", "cluster")), "cluster"]
+    named = [word for profile in profiles for word in ("--profile", profile)]
+    return ["--env-file", str(ENV), "--env-file", str(CLUSTER), *named]
+
+
 def strangers(env: Path) -> list[str]:
     """A line for each variable in `.env` that means nothing to Compose: it would be ignored in silence."""
     said = read_env(env)
     if not said or "COMPOSE_FILE" in in_force(said):
         return []  # others' files, with variables of their own
     files = [file.read_text(encoding="utf-8") for file in ROOT.glob("docker-compose*.y*ml")]
-    itself = re.findall(r"\$\{?(\w+)", env.read_text(encoding="utf-8"))  # one that another one is made of
-    known = frozenset([*re.findall(r"\$\{(\w+)", "".join(files)), *itself])
+    known = frozenset([*re.findall(r"\$\{(\w+)", "".join(files)), *referred(env)])
     names = [name for name in said if name not in known and not name.startswith(("COMPOSE_", "DOCKER_"))]
     return [f".env: {name} is no setting of docker-compose.yml and does nothing{_near(name, known)}" for name in names]
 

@@ -115,8 +115,14 @@ class Settings(BaseSettings):
     otel_exporter_otlp_headers: SecretStr | None = Field(
         None, description="What the collector wants in the headers, `name=value` by commas."
     )
+    otel_exporter_otlp_traces_headers: SecretStr | None = Field(
+        None, description="The same for spans alone, in place of the general ones."
+    )
     otel_exporter_otlp_protocol: Literal["http/protobuf"] = Field(
         "http/protobuf", description="Nothing else is spoken; the other standard `OTEL_` variables hold as well."
+    )
+    otel_exporter_otlp_traces_protocol: Literal["http/protobuf"] = Field(
+        "http/protobuf", description="The same for spans alone."
     )
     otel_service_name: str | None = Field(
         None, description="The name in spans, else `attache-<service>`; where one is for all, set it by prefix."

@@ -44,7 +44,7 @@ def otlp_tracing(settings: Settings, service: str) -> "OtlpTracing":
     """A service's spans go to the endpoint for traces as it is, or to `/v1/traces` below the general one."""
     for name in ("opentelemetry.exporter", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a line for each attempt; `_Exporter` says it once
-    headers = settings.otel_exporter_otlp_headers
+    headers = settings.otel_exporter_otlp_traces_headers or settings.otel_exporter_otlp_headers
     exporter = OTLPSpanExporter(
         endpoint=settings.otel_exporter_otlp_traces_endpoint or f"{settings.otel_exporter_otlp_endpoint}/v1/traces",
         headers=parse_env_headers(headers.get_secret_value(), liberal=True) if headers is not None else None,

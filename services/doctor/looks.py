@@ -88,13 +88,12 @@ def _asks(check: str, name: str) -> bool:
 def of_environment() -> Look:
     """What the environment says."""
     settings, wrong = _loaded({name: {} for name in SETTINGS})
-    ours = {path for each in SETTINGS.values() for path in secret_files(each)}
     return Look(
         settings=settings,
         wrong=wrong,
         volumes=_paths("DOCTOR_VOLUMES"),
         certificates=_paths("DOCTOR_CERTIFICATES"),
-        secrets=sorted({*ours, *_paths("DOCTOR_SECRETS")}),
+        secrets=sorted(_named_secrets()),
     )
 
 
@@ -124,7 +123,7 @@ def of_folder(data: Path) -> Look:
         wrong=wrong,
         volumes=[data, *_paths("DOCTOR_VOLUMES")],
         certificates=_paths("DOCTOR_CERTIFICATES"),
-        secrets=sorted(data / "secrets" / name for name in kept),
+        secrets=sorted({*(data / "secrets" / name for name in kept), *_named_secrets()}),
     )
 
 
@@ -137,6 +136,11 @@ def _loaded(given: Mapping[str, Mapping[str, object]]) -> tuple[dict[str, Settin
             do = "deploy/SETTINGS.md says what it is"
             wrong += [fail(f"settings {name}", one, do) for one in str(error).split("; ")]
     return settings, wrong
+
+
+def _named_secrets() -> set[Path]:
+    """The files that the environment names."""
+    return {path for each in SETTINGS.values() for path in secret_files(each)} | {*_paths("DOCTOR_SECRETS")}
 
 
 def _paths(variable: str) -> list[Path]:

@@ -13,17 +13,39 @@ from shared.tokens import SCOPES, WrongToken, scopes_in
 async def secret_files(paths: Sequence[Path], trusted: Sequence[Path] = ()) -> list[Finding]:
     """A line for each that is wrong, or one for all; none where there is no file.
 
-    `trusted` are those by which somebody is let in or believed: it matters here alone who may write them.
+    `trusted` are those by which somebody is let in or believed; one that is not there is told elsewhere.
     """
-    return await in_thread(lambda: _of_files(paths, [path for path in trusted if path not in paths and path.exists()]))
+    return await in_thread(
+        lambda: _of_files(paths, [path for path in trusted if path not in paths and _is_there(path)])
+    )
 
 
 def _of_files(paths: Sequence[Path], trusted: Sequence[Path]) -> list[Finding]:
-    found = [one for one in [*map(_wrong, paths), *map(_open, trusted)] if one is not None]
+    found = [one for one in [*map(_wrong, paths), *map(_wrong_trusted, trusted)] if one is not None]
     if found or not (paths or trusted):
         return found
     number = len(paths) + len(trusted)
     return [ok("secrets", f"{number} files, none empty, none a sample, none writable by others")]
+
+
+def _is_there(path: Path) -> bool:
+    """Or may be: what a closed folder hides is not known not to be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _wrong_trusted(path: Path) -> Finding | None:
+    name, do = f"secret {path.name}", "put the right one there, for this user to read"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return fail(name, unread(error)[0], do)
+    return _open(path) if content.strip() else fail(name, "is empty", do)
 
 
 def _wrong(path: Path) -> Finding | None:
@@ -40,7 +62,7 @@ def _wrong(path: Path) -> Finding | None:
 
 
 def _open(path: Path) -> Finding | None:
-    """One that others may write to; nothing for one that is not there, which is told elsewhere."""
+    """One that others may write to."""
     with contextlib.suppress(OSError):
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return fail(f"secret {path.name}", "others may write to it", f"chmod go-w {path}")

@@ -91,5 +91,5 @@ def secrets_in(folder: Path, lines: str = "") -> Path:
     env = folder / ".env"
     # the whole path: Compose reads a relative one from where docker-compose.yml stands
     env.write_text(f"{lines}ATTACHE_SECRETS={folder / 'secrets'}\n", encoding="utf-8")
-    make(env)
+    make(env, {})
     return env

@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -73,8 +74,21 @@ def test_what_was_not_started_is_said_to_be_away(stack: Stack) -> None:
 
 
 def test_prometheus_has_scraped_each_service_and_fires_nothing(stack: Stack) -> None:
+    assert _rules(stack)  # without any, nothing could fire
     _until(lambda: _scraped(stack) == SCRAPED)
     assert _asked(stack, 'ALERTS{alertstate="firing"}') == []
+
+
+def test_each_line_of_the_proxy_has_a_path_that_may_be_known(stack: Stack) -> None:
+    asked = {"/mail": "/mail", "/grafana": "/grafana", f"/feeds/{'x' * 32}.ics": "/feeds/(secret)", "/x": "(unknown)"}
+    for path in asked:
+        _get(stack, path)
+
+    def told() -> list[str]:
+        lines = stack.compose("logs", "--no-log-prefix", "proxy").stdout.splitlines()
+        return [json.loads(line)["path"] for line in lines if '"http.log.access' in line]
+
+    _until(lambda: {*asked.values()} <= {*told()})
 
 
 def _scraped(stack: Stack) -> set[str]:
@@ -82,11 +96,19 @@ def _scraped(stack: Stack) -> set[str]:
 
 
 def _asked(stack: Stack, query: str) -> list[dict[str, dict[str, str]]]:
-    """What Prometheus answers to a query: it has no way through the proxy."""
-    url = str(httpx.URL("http://127.0.0.1:9090/api/v1/query", params={"query": query}))
-    told = stack.compose("exec", "-T", "prometheus", "wget", "-q", "-O", "-", url).stdout
-    found: list[dict[str, dict[str, str]]] = json.loads(told)["data"]["result"]
+    """What Prometheus answers to a query."""
+    found: list[dict[str, dict[str, str]]] = _told(stack, str(httpx.URL("query", params={"query": query})))["result"]
     return found
+
+
+def _rules(stack: Stack) -> list[str]:
+    return [rule["name"] for group in _told(stack, "rules")["groups"] for rule in group["rules"]]
+
+
+def _told(stack: Stack, path: str) -> Any:
+    """What Prometheus's API answers: it has no way through the proxy."""
+    url = f"http://127.0.0.1:9090/api/v1/{path}"
+    return json.loads(stack.compose("exec", "-T", "prometheus", "wget", "-q", "-O", "-", url).stdout)["data"]
 
 
 def _get(stack: Stack, path: str) -> httpx.Response:

@@ -1,12 +1,13 @@
 """An `.env` means to us what it means to Compose, which reads each line here too, where there is one."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from deploy.env_file import in_force, read_env
+from deploy.env_file import WrongEnv, in_force, line_of, parsed, read_env, referred
 from tests.deploy.compose_file import compose_answers
 
 LINES = r"""
@@ -36,6 +37,14 @@ TWICE=1
 TWICE=2
 NOTHING
 DOTTED.NAME=a
+NO_NAMES=pa$1x$é$(a)$
+NESTED=${NOWHERE:-${NOTHING:-${PLAIN}}}/${NOWHERE:-a${PLAIN}b}c/${NOWHERE-{x}}/${PLAIN:+${GIVEN}}
+REQUIRED=${PLAIN:?e}${EMPTY?e}
+BROKEN="a\
+b"
+RARE="\v\a\b\f\0101\012\c"
+PAIRS='a\\'
+SAME="x" LINE="y"
 """
 MEANT = {
     "PLAIN": "a b",
@@ -60,6 +69,14 @@ MEANT = {
     "BLANKED": "file",
     "TWICE": "2",
     "DOTTED.NAME": "a",
+    "NO_NAMES": "pa$1x$é$(a)$",
+    "NESTED": "a b/aa bbc/{x}/environment",
+    "REQUIRED": "a b",
+    "BROKEN": "a\\\nb",
+    "RARE": "\v\a\b\fA\\12\\c",
+    "PAIRS": "a\\\\",
+    "SAME": "x",
+    "LINE": "y",
 }
 GIVEN = {"GIVEN": "environment", "BLANKED": ""}
 
@@ -74,6 +91,35 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".env"
 
 
+REFUSED = {
+    "A='x": "line 1: the quotes of A are not closed",
+    '\nA="x\\"\n': "line 2: the quotes of A are not closed",
+    "A B=1": "line 1 begins with no name of a variable",
+    "B=1\nA!=1": "line 2 begins with no name of a variable",
+    "'A'=1": "line 1 begins with no name of a variable",
+    "A=${NOWHERE:?e}": "A: needs NOWHERE, which is not set",
+    "A=${EMPTY:?e}\n": "A: needs EMPTY, which is not set",
+    "A=${PLAIN-${NOWHERE?}}": "A: needs NOWHERE, which is not set",
+    "A=${PLAIN": "A: ${ begins no variable",
+    'A="${PLAIN%x}"': "A: ${ begins no variable",
+}
+FOLDERS = (
+    "/a b",
+    "/a #b",
+    "/pa$word",
+    "/pa$$",
+    "/it's",
+    "/a'b $c",
+    "/back\\",
+    "/back\\' #",
+    "'a'",
+    '"a"',
+    "/a\nb",
+    " a ",
+    "é",
+)
+
+
 def test_each_line_is_read_as_compose_does(env: Path) -> None:
     assert read_env(env) == MEANT
     assert {name: value for name, value in in_force(read_env(env)).items() if name in MEANT} == {**MEANT, **GIVEN}
@@ -83,11 +129,50 @@ def test_each_line_is_read_as_compose_does(env: Path) -> None:
 
 
 @pytest.mark.skipif(not compose_answers(), reason="docker compose is not here")
-@pytest.mark.parametrize("name", sorted({*MEANT} - {"LONG"}))  # it prints a line for each
+@pytest.mark.parametrize("name", sorted({*MEANT} - {"LONG", "BROKEN"}))  # it prints a line for each
 def test_compose_says_the_same(name: str, env: Path) -> None:
-    (env.parent / "compose.yml").write_text("services: {one: {image: none}}", encoding="utf-8")
-    command = ["docker", "compose", "-f", "compose.yml", "config", "--environment"]
-    done = subprocess.run(command, cwd=env.parent, capture_output=True, text=True, check=False, env=dict(os.environ))
+    done = compose(env, "--environment")
     if "unknown flag" in done.stderr:
         pytest.skip("an older Compose does not print its environment")
     assert f"{name}={in_force(read_env(env))[name]}" in done.stdout.split("\n"), done.stderr
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_compose_refuses_is_refused_in_one_line(text: str, env: Path) -> None:
+    env.write_text(f"PLAIN=a\nEMPTY=\n{text}" if "$" in text else text, encoding="utf-8")
+    with pytest.raises(WrongEnv) as refusal:
+        read_env(env)
+    assert str(refusal.value) == f"{env}: {REFUSED[text]}"
+    if compose_answers():
+        assert compose(env).returncode
+
+
+def test_bytes_that_are_no_text_are_kept(env: Path) -> None:
+    env.write_bytes("# é\nA=1\nB=ü\n".encode("latin-1"))
+    assert read_env(env) == {"A": "1", "B": "\udcfc"}
+
+
+@pytest.mark.parametrize("value", FOLDERS)
+def test_a_value_is_written_so_that_it_is_read(value: str, env: Path) -> None:
+    env.write_text(line_of("A", value), encoding="utf-8")
+    assert parsed(line_of("A", value), {"word": "x"}) == {"A": value}
+    if compose_answers():
+        told = json.loads(compose(env, "--format", "json").stdout)
+        assert told["services"]["one"]["environment"]["A"].replace("$$", "$") == value
+
+
+def test_a_value_without_anything_special_is_written_as_it_is() -> None:
+    assert [line_of("A", one) for one in ("./a/b", "/a b", "/a$b")] == ["A=./a/b\n", "A=/a b\n", "A='/a$b'\n"]
+
+
+def test_what_values_are_made_of_stands_in_no_comment(env: Path) -> None:
+    env.write_text("""# $NO\nA=$ONE # $NO\nB="${TWO:-${THREE}}" # $NO\nC='$NO'\nD=a$1\n""", encoding="utf-8")
+    assert referred(env) == {"ONE", "TWO", "THREE"}
+
+
+def compose(env: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """What Compose makes of an `.env`."""
+    file = 'services: {one: {image: none, environment: {A: "${A-unset}"}}}'
+    (env.parent / "compose.yml").write_text(file, encoding="utf-8")
+    command = ["docker", "compose", "-f", "compose.yml", "config", *words]
+    return subprocess.run(command, cwd=env.parent, capture_output=True, text=True, check=False, env=dict(os.environ))

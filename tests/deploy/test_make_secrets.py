@@ -1,7 +1,10 @@
 """What `make secrets` writes: everything once, nothing twice, and what the services can read."""
 
+import json
+import os
 import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from deploy.env_file import read_env
 from deploy.make_secrets import SERVICES, TOKENS, CannotMake, cluster_id, main, make
 from shared.settings import is_sample
 from shared.tokens import callers_of
+from tests.deploy.compose_file import compose_answers
 
 NAMES = {
     *("postgres_password", "grafana_password", "planner_token", "operator_token", "tokens"),
@@ -18,9 +22,7 @@ NAMES = {
 
 
 @pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("ATTACHE_SECRETS", "KAFKA_CLUSTER_ID"):
-        monkeypatch.delenv(name, raising=False)
+def env(tmp_path: Path) -> Path:
     return tmp_path / ".env"
 
 
@@ -119,6 +121,78 @@ def test_the_environment_goes_before_the_env_as_it_does_for_compose(env: Path, m
     assert not (env.parent / "elsewhere").exists()
     # what the broker begins with now it has to be told again where nobody gives it
     assert env.read_text(encoding="utf-8") == f"{said}KAFKA_CLUSTER_ID=0123456789abcdefghijkl\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "folder"),
+    [
+        ("ATTACHE_SECRETS=~/sec", None, "home/sec"),
+        ('ATTACHE_SECRETS="~"', None, "home"),
+        ("", "~/sec", "home/sec"),
+        ("ATTACHE_SECRETS=${BASE:-${HOME}}/sec", None, "home/sec"),
+        ("ATTACHE_SECRETS='./a~b #c'", None, "a~b #c"),
+        ("", "{}/a #b", "a #b"),
+        ("", "{}/pa$word", "pa$word"),
+        ("", "{}/it's $5", "it's $5"),
+        ("", "./$HOME", "$HOME"),
+    ],
+)
+def test_secrets_are_made_where_compose_reads_them_with_and_without_the_environment(
+    env: Path, monkeypatch: pytest.MonkeyPatch, said: str, given: str | None, folder: str
+) -> None:
+    monkeypatch.setenv("HOME", str(env.parent / "home"))
+    env.write_text(f"{said}\n", encoding="utf-8")
+    if given is not None:
+        monkeypatch.setenv("ATTACHE_SECRETS", given.format(env.parent))
+    make(env)
+    monkeypatch.delenv("ATTACHE_SECRETS", raising=False)
+    assert (env.parent / folder / "tokens").exists()
+    assert make(env) == []
+    if compose_answers():
+        assert compose_reads(env) == str(env.parent / folder / "tokens")
+
+
+def compose_reads(env: Path) -> str:
+    """The file of a secret, as Compose finds it by an `.env`."""
+    file = 'services: {one: {image: none, secrets: [s]}}\nsecrets: {s: {file: "${ATTACHE_SECRETS}/tokens"}}'
+    env.with_name("compose.yml").write_text(file, encoding="utf-8")
+    told = subprocess.run(
+        ["docker", "compose", "config", "--format", "json"], cwd=env.parent, check=True, capture_output=True, text=True
+    )
+    return str(json.loads(told.stdout)["secrets"]["s"]["file"]).replace("$$", "$")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"COMPOSE_ENV_FILES": "other.env"}, "Compose does not read .env, because COMPOSE_ENV_FILES is set"),
+        ({"COMPOSE_DISABLE_ENV_FILE": "1"}, "Compose does not read .env, because COMPOSE_DISABLE_ENV_FILE is set"),
+        ({"ATTACHE_SECRETS": ""}, "ATTACHE_SECRETS is empty in the environment, which goes before"),
+        ({"KAFKA_CLUSTER_ID": ""}, "KAFKA_CLUSTER_ID is empty in the environment, which goes before"),
+        (
+            {"ATTACHE_SECRETS": os.fsdecode(b"/tmp/f\xfcr")},
+            "ATTACHE_SECRETS has a character in it that cannot be printed",
+        ),
+    ],
+)
+def test_an_environment_that_hides_what_is_written_is_refused_in_a_line(
+    env: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: dict[str, str],
+    line: str,
+) -> None:
+    env.write_text("ATTACHE_SECRETS=./named\n", encoding="utf-8")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--env", str(env)]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"secrets: {line}")
+    assert [path.name for path in env.parent.iterdir()] == [".env"]
+
+
+def test_an_environment_that_hides_nothing_is_no_hindrance(env: Path) -> None:
+    assert make(env, {"COMPOSE_ENV_FILES": "", "COMPOSE_DISABLE_ENV_FILE": "false"})
 
 
 def test_a_token_that_was_taken_away_is_made_anew_and_the_old_one_ends(env: Path) -> None:

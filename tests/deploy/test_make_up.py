@@ -41,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def up(checkout: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if name not in ("PORT", "MAKEFLAGS", "MAKELEVEL")}
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     environment["PATH"] = f"{checkout / 'bin'}{os.pathsep}{environment['PATH']}"
     command = ["make", "up", *words]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
@@ -55,6 +55,38 @@ def said(checkout: Path) -> list[str]:
 def test_the_port_of_the_env_file_counts_unless_another_is_given(checkout: Path) -> None:
     assert "told []" in up(checkout).stdout
     assert "told [8111]" in up(checkout, "PORT=8111").stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "said", "profiles"),
+    [
+        (None, "", "--profile cluster"),
+        ("observability, mail", "COMPOSE_PROFILES=tools\n", "--profile observability --profile mail --profile cluster"),
+        (None, "COMPOSE_PROFILES=cluster,tools\n", "--profile tools --profile cluster"),
+        ("", "COMPOSE_PROFILES=tools\n", "--profile cluster"),
+    ],
+)
+def test_a_cluster_is_one_profile_more(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None, said: str, profiles: str
+) -> None:
+    (checkout / ".env").write_text(said, encoding="utf-8")
+    if environment is not None:
+        monkeypatch.setenv("COMPOSE_PROFILES", environment)
+    files = f"--env-file {checkout}/.env --env-file {checkout}/deploy/cluster.env"
+    assert f"compose {files} {profiles} up --build --wait" in up(checkout, "CLUSTER=1").stdout
+    assert "--profile" not in up(checkout).stdout
+
+
+def test_an_env_that_compose_refuses_is_one_line(checkout: Path) -> None:
+    (checkout / ".env").write_text("PORT='1\n", encoding="utf-8")
+    assert said(checkout) == [f"attache: {checkout}/.env: line 1: the quotes of PORT are not closed"]
+    assert not (checkout / "deploy" / "secrets").exists()
+
+
+def test_an_env_with_bytes_that_are_no_text_is_no_hindrance(checkout: Path) -> None:
+    (checkout / ".env").write_bytes("# für\nPORT=9090".encode("latin-1"))
+    assert "told []" in up(checkout).stdout
+    assert (checkout / ".env").read_bytes().startswith("# für\nPORT=9090\nATTACHE".encode("latin-1"))
 
 
 def test_what_failed_is_told_once_in_its_own_words(checkout: Path) -> None:
@@ -107,7 +139,8 @@ def test_a_variable_that_means_nothing_is_told(checkout: Path) -> None:
     assert len(said(checkout)) == 2
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("ROOT_OF=/srv\nATTACHE_SECRETS=${ROOT_OF}/secrets # one that another is made of\n")
-    assert len(strangers(checkout / ".env")) == 1
+        env.write("# what is told in $PROT counts not, nor '$BIMD'\nPROT=2\nBIMD=x\n")
+    assert [line.split()[1] for line in strangers(checkout / ".env")] == ["TOPIC_PARTITION", "PROT", "BIMD"]
     with (checkout / ".env").open("a", encoding="utf-8") as env:
         env.write("COMPOSE_FILE=docker-compose.yml:mine.yml\n")
     assert len(said(checkout)) == 1

@@ -206,6 +206,25 @@ def _labels_left(expression: str) -> set[str]:
     return {"job", "instance"} if grouped is None else set((grouped[1] or "").split(", "))
 
 
+def test_settings_name_each_variable_for_spans_that_compose_hands_on() -> None:
+    handed = re.findall(r"\$\{(OTEL_\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    section = (DEPLOY / "SETTINGS.md").read_text(encoding="utf-8").partition("\n## With Docker Compose\n")[2]
+    assert handed
+    assert [name for name in handed if f"`{name}`" not in section] == []
+
+
+def test_each_answer_of_the_proxy_has_a_path_in_its_log_line_or_no_line() -> None:
+    caddyfile = (DEPLOY / "proxy" / "Caddyfile").read_text(encoding="utf-8")
+    site = caddyfile.partition("\n:8080 {\n")[2].partition("\n}\n")[0]
+    handles = re.split(r"^\thandle ", site, flags=re.MULTILINE)[1:]
+    assert len(handles) > 10
+    assert [
+        one.split("\n")[0] for one in handles if not re.search(r"^\t\tlog_(append path|skip)\b", one, re.MULTILINE)
+    ] == []
+    directives = set(re.findall(r"^\t(\w+)", site, flags=re.MULTILINE))
+    assert directives == {"log", "header", "handle"}  # none that answers by itself
+
+
 def test_rules_and_their_tests_pass_promtool() -> None:
     folder = DEPLOY / "prometheus"
     for arguments in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):

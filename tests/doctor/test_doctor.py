@@ -20,7 +20,7 @@ import pytest
 from services.doctor import answers, certificates, databases, findings, machine, rendering, secrets, topics
 from services.doctor.databases import clock
 from services.doctor.findings import Finding, code_of, fail, graded, ok, run_all, said, warn
-from services.doctor.looks import Look, _of_machine, looked, of_environment
+from services.doctor.looks import Look, _of_machine, looked, of_environment, of_folder
 from services.jobs import SETTINGS
 from shared.bus import Topic
 from shared.bus_kafka import KafkaBus
@@ -168,6 +168,32 @@ def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_
     for variable, file in {**named, **others}.items():
         monkeypatch.setenv(variable, str(tmp_path / file))
     assert of_environment().secrets == sorted(tmp_path / file for file in named.values())
+    data = tmp_path / "data"
+    for file, content in {"run.json": '{"base": "http://127.0.0.1:9"}', "bus.json": "{}", "postgres/port": "1"}.items():
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / file).write_text(content)
+    (data / "secrets").mkdir()
+    (data / "secrets" / "token-services").write_text(CANARY)
+    monkeypatch.setenv("DOCTOR_SECRETS", f"{tmp_path}/one, {tmp_path}/two")
+    more = {*(tmp_path / file for file in named.values()), tmp_path / "one", tmp_path / "two"}
+    assert {*of_environment().secrets} == more
+    assert {*of_folder(data).secrets} == {*more, data / "secrets" / "token-services"}
+
+
+async def test_whom_one_trusts_is_read_or_told_and_hides_no_other_finding(tmp_path: Path) -> None:
+    (tmp_path / "folder.pem").mkdir()
+    (tmp_path / "empty.pem").write_text("\n")
+    (tmp_path / "secret").touch()
+    unseen = tmp_path / ("n" * 300)  # it cannot even be asked whether it is there, as in a closed folder
+    trusted = [tmp_path / "folder.pem", tmp_path / "empty.pem", unseen, tmp_path / "gone.pem"]
+    found = {one.check: one.found for one in await secrets.secret_files([tmp_path / "secret"], trusted)}
+    assert found == {
+        "secret secret": "is empty",
+        "secret folder.pem": "is a folder",
+        "secret empty.pem": "is empty",
+        f"secret {unseen.name}": "cannot be read (OSError)",
+    }
+    assert await secrets.secret_files([], [tmp_path / "gone.pem"]) == []
 
 
 async def test_whom_one_trusts_is_for_nobody_else_to_write(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def test_settings_have_defaults_and_take_the_environment() -> None:
         "otel_exporter_otlp_traces_endpoint": None,
         "otel_exporter_otlp_headers": None,
         "otel_exporter_otlp_protocol": "http/protobuf",
+        "otel_exporter_otlp_traces_headers": None,
+        "otel_exporter_otlp_traces_protocol": "http/protobuf",
         "otel_service_name": None,
         "log_format": "auto",
         "log_level": "info",

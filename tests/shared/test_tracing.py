@@ -82,11 +82,14 @@ def test_what_is_switched_off_by_a_standard_variable_is_off(
         ({"otel_exporter_otlp_endpoint": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
         ({"otel_exporter_otlp_traces_endpoint": "collector:4318"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
         ({"otel_exporter_otlp_protocol": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL"),
+        ({"otel_exporter_otlp_traces_protocol": "grpc"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"),
     ],
 )
-def test_wrong_setting_is_named(given: dict[str, str], said: str) -> None:
+def test_wrong_setting_is_named(given: dict[str, str], said: str, environment: pytest.MonkeyPatch) -> None:
+    for name, value in given.items():
+        environment.setenv(name.upper(), value)
     with pytest.raises(WrongSetting, match=said):
-        load(ScheduleSettings, **NEEDED, **given)
+        load(ScheduleSettings, **NEEDED)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,18 @@ async def test_an_endpoint_for_traces_is_enough_and_taken_as_it_is(
     await tracing.close()
     assert [headers[""] for headers in collector.headers] == [path]
     assert [received.name for received in collector.spans] == ["PlanTrip"]
+
+
+async def test_headers_for_traces_stand_in_the_place_of_the_general_ones(
+    environment: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-key=all,x-other=all")
+    environment.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x-key=traces")
+    tracing = _tracing(collector.endpoint)
+    with tracing.command("PlanTrip", "t-1", SAMPLED):
+        """Something goes on."""
+    await tracing.close()
+    assert (collector.headers[0]["x-key"], collector.headers[0].get("x-other")) == ("traces", None)
 
 
 async def test_what_the_sampler_does_not_want_is_carried_on_unsampled(

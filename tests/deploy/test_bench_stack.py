@@ -1,0 +1,72 @@
+"""What is measured is a project of its own: nothing of where it is started goes in, and nothing of it is left."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import stack
+from tests.deploy.fake_docker import Answer, FakeDocker
+from tests.deploy.test_backup_words import docker
+
+__all__ = ["docker"]
+ANSWERS: dict[str, str | Answer] = {
+    "image inspect": json.dumps([{"Size": 5_000_000}]),
+    "image rm": "",
+    "config": json.dumps({"name": "x", "services": {"schedule": {"image": "ours"}}}),
+    "ps --quiet": "c1\n",
+    "stats": json.dumps({"Name": "x-proxy-1", "MemUsage": "10MiB / 1GiB", "CPUPerc": "0.5%"}),
+    " build": "",
+    " up ": "",
+    " run ": "",
+    " down ": "",
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The secrets of who runs it; and temporary files are where they can be looked for."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("ATTACHE_SECRETS", str(tmp_path / "secrets"))
+    for name in ("KAFKA_BOOTSTRAP", "COMPOSE_PROFILES", "COMPOSE_ENV_FILES", "TOPIC_REPLICATION"):
+        monkeypatch.setenv(name, "theirs")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///kept")
+    return tmp_path / "secrets"
+
+
+def test_nothing_of_who_runs_it_goes_in_and_nothing_is_left(
+    docker: FakeDocker, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(ANSWERS)
+    assert stack.main(["--samples", "1"]) == 0
+    assert "at rest: 10 MB" in capsys.readouterr().out
+    composed = [one for one in docker.asked if one.startswith("compose ")]
+    assert [one for one in composed if not re.match(r"compose --env-file \S+/attache-bench-\w+/\.env ", one)] == []
+    for asked, environment in zip(docker.asked, docker.environments, strict=True):
+        if asked in composed:
+            assert [name for name, value in environment.items() if value == "theirs" or name == "ATTACHE_SECRETS"] == []
+        assert environment["DOCKER_HOST"] == "unix:///kept"
+    project = docker.environments[0]["COMPOSE_PROJECT_NAME"]
+    assert docker.asked[-2].endswith("--profile * down --volumes --timeout 5")
+    assert docker.asked[-1] == f"image rm attache/{project}"
+    assert [*elsewhere.parent.joinpath("tmp").iterdir()] == []
+    assert not elsewhere.exists()
+
+
+def test_what_cannot_be_built_is_one_line_and_nothing_is_left(
+    docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(ANSWERS | {" build": ("", "no builder\n", 1), "image rm": ("", "no such image\n", 1)})
+    assert stack.main([]) == 2
+    assert capsys.readouterr().err == "stack: no builder\n"
+    assert " down " in docker.asked[-2]
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert stack.main([]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
