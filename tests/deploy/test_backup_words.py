@@ -14,7 +14,7 @@ from deploy.drill import Outcome, table
 from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.server import Server
 from deploy.stack import Stack, Unable
-from tests.deploy.fake_docker import FakeDocker
+from tests.deploy.fake_docker import ECHOES, FakeDocker
 from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
 
 Main = Callable[[list[str]], int]
@@ -99,7 +99,7 @@ def test_backup_that_fails_on_the_way_leaves_nothing(
             "pg_database_size": "1000\n",
             "df --output": "Avail\n30000000\n",
             "pg_basebackup": ("half of it", "pg_basebackup: error: the server went away\n", 1),
-            "exec --interactive": "attache_backup\n",
+            "exec --interactive": ECHOES,
         }
     )
     line = refusal(backup.main, ["--to", str(tmp_path / "to")], capsys)
