@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy.facts import Facts, facts_of
 from deploy.server import CHUNK, megabytes
-from deploy.stack import SERVICES, Unable
+from deploy.stack import SERVICES, Unable, undisturbed
 
 FORMAT = "attache-backup-1"
 MANIFEST = "backup.json"
@@ -59,7 +59,8 @@ def new_folder(to: Path) -> Iterator[Path]:
         yield part
         part.rename(to)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(part, ignore_errors=True)
         raise
 
 

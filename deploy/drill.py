@@ -22,7 +22,17 @@ from deploy.env_file import read_env
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
-from deploy.stack import CLUSTER, SERVICES, Parser, Stack, Unable, code_of, docker, end_in_order
+from deploy.stack import (
+    CLUSTER,
+    SERVICES,
+    Parser,
+    Stack,
+    Unable,
+    code_of,
+    end_in_order,
+    start_again,
+    undisturbed,
+)
 
 SETTLE_SECONDS = 300.0
 STOPPED = ("proxy", *SERVICES)
@@ -116,8 +126,8 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
     with _nothing_lost(stack, links):
         served = Door(stack).fetch(links, settled(stack).feeds)
         ran = Ran(stack)
-        stack.compose("stop", *STOPPED)
-        folder, before = _whole_backup(stack)
+        with _stopped(stack):
+            folder, before = _whole_backup(stack)
     try:
         after, again = _wiped(stack, folder, ran, links)
     except BaseException:
@@ -138,20 +148,25 @@ class Ran:
 
 @contextlib.contextmanager
 def _nothing_lost(stack: Stack, links: dict[str, Link]) -> Iterator[None]:
-    """Whatever goes wrong in here, the containers that it stops are started again, and the links of the drill end."""
-    containers = stack.containers(*STOPPED)
+    """Whatever goes wrong in here, the links of the drill end."""
     try:
         yield
+    except Exception:
+        with contextlib.suppress(Unable):
+            Door(stack).revoke(links)
+        raise
+
+
+@contextlib.contextmanager
+def _stopped(stack: Stack) -> Iterator[None]:
+    """Nobody writes in here. Whatever goes wrong, what was stopped is started again."""
+    containers = stack.containers(*STOPPED)
+    try:
+        stack.compose("stop", *STOPPED)
+        yield
     except BaseException as error:
-        say("nothing was wiped; starting again what was stopped")
-        try:
-            docker("start", *containers)
-        except Unable as other:
-            what = error if isinstance(error, Exception) else "interrupted"
-            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
-        if isinstance(error, Exception):
-            with contextlib.suppress(Unable):
-                Door(stack).revoke(links)
+        say("nothing was wiped; starting again what was stopped, a signal waits for that")
+        start_again(containers, error)
         raise
 
 
@@ -164,7 +179,8 @@ def _whole_backup(stack: Stack) -> tuple[Path, Facts]:
         _check_something(before)
         check_files(folder, read_backup(folder))
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(beside, ignore_errors=True)
         raise
     return folder, before
 
@@ -220,7 +236,8 @@ def _backup_of(stack: Stack, folder: Path | None) -> Iterator[Path]:
         back_up(stack, beside / "backup", say)
         yield beside / "backup"
     finally:
-        shutil.rmtree(beside)
+        with undisturbed():
+            shutil.rmtree(beside)
 
 
 @contextlib.contextmanager
@@ -238,8 +255,9 @@ def _copy_of(stack: Stack) -> Iterator[Stack]:
     try:
         yield copy
     finally:
-        say(f"removing the copy, {copy.project}")
-        copy.compose("--profile", "*", "down", "--volumes")
+        say(f"removing the copy, {copy.project}; a signal waits for that")
+        with undisturbed():
+            copy.compose("--profile", "*", "down", "--volumes")
 
 
 def _check_something(before: Facts) -> None:

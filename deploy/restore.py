@@ -14,8 +14,21 @@ from typing import NamedTuple
 
 from deploy.backup_folder import BASE, DUMPS, Backup, check_files, major, read_backup
 from deploy.facts import Facts, differences, read_facts, read_log
-from deploy.server import HOME, LENT_DATA, Server, lent, megabytes
-from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
+from deploy.server import HOME, LENT_DATA, Server, lent, megabytes, passing
+from deploy.stack import (
+    BROKERS,
+    ROOT,
+    SERVICES,
+    Parser,
+    Say,
+    Stack,
+    Unable,
+    code_of,
+    docker,
+    end_in_order,
+    start_again,
+    undisturbed,
+)
 
 REPLACED = f"{HOME}/replaced"
 MARKER = f"{HOME}/restore-unfinished"
@@ -131,7 +144,7 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
     say(f"the backup of {backup.taken_at}: reading all of it")
     check_files(folder, backup)
     start_brokers(stack, say)
-    with _postgres_stopped(stack), lent(stack) as server:
+    with _postgres_stopped(stack, say), lent(stack) as server:
         check_version(server, backup, kind)
         data = server.run("printenv", "PGDATA").strip()
         above, same = _agreed(server, data, backup, agree)
@@ -142,7 +155,7 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
             _fill(server, folder, backup, kind, say)
             _tell(stack, server, ["--above", str(above), *(["--nothing-lost"] if nothing_lost else [])], say)
         except BaseException:
-            with contextlib.suppress(Unable):
+            with undisturbed(), contextlib.suppress(Unable):
                 server.run("bash", "-c", f"rm -rf {LENT_DATA} {MARKER}")
             raise
         server.run("bash", "-c", _SWAP, LENT_DATA, data, REPLACED)
@@ -190,16 +203,16 @@ def _was_a_cluster(stack: Stack) -> bool:
 
 
 @contextlib.contextmanager
-def _postgres_stopped(stack: Stack) -> Iterator[None]:
+def _postgres_stopped(stack: Stack, say: Say) -> Iterator[None]:
     """The stack's own server ends, and comes back where nothing came of it."""
-    ran = "postgres" in stack.running()
-    stack.compose("stop", "postgres")
+    ran = stack.containers("postgres") if "postgres" in stack.running() else []
     try:
+        stack.compose("stop", "postgres")
         yield
-    except BaseException:
+    except BaseException as error:
         if ran:
-            with contextlib.suppress(Unable):
-                stack.compose("start", "postgres")
+            say("starting the database again; a signal waits for that")
+            start_again(ran, error)
         raise
 
 
@@ -281,10 +294,12 @@ def _load(server: Server, folder: Path, name: str) -> None:
 
 def _tell(stack: Stack, server: Server, what: Sequence[str], say: Say) -> None:
     """Bring the schema to this release and raise the epochs, by the services' own jobs; then stop the server."""
-    job: Sequence[str] = ("run", "--rm", "--no-deps", "-T", "migrate", "python", "-m", "services")
-    stack.compose("--progress", "quiet", *job, "migrate")
-    for line in stack.compose("--progress", "quiet", *job, "restored", *what).splitlines():
-        say(f"  {line}")
+    with passing(f"{stack.project}-telling") as name:
+        run: Sequence[str] = ("--progress", "quiet", "run", "--rm", "--no-deps", "-T", "--name", name)
+        job = ("migrate", "python", "-m", "services")
+        stack.compose(*run, *job, "migrate")
+        for line in stack.compose(*run, *job, "restored", *what).splitlines():
+            say(f"  {line}")
     server.stop_data(LENT_DATA)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.stack import Say, Stack, Unable, docker, last_line, start
+from deploy.stack import Say, Stack, Unable, docker, finished, last_line, start, undisturbed
 
 HOME = "/var/lib/postgresql"
 LIVE_SOCKET = "/var/run/postgresql"
@@ -76,7 +76,7 @@ class Server:
         """Run a command with a file as its input. Raises `Unable`."""
         with path.open("rb") as file:
             done = start(["exec", "--interactive", "--user", "postgres", self.container, *command], stdin=file.fileno())
-            _, errors = done.communicate()
+            _, errors = finished(done)
         if done.returncode:
             raise Unable(f"{path.name}: {last_line(errors) or f'{command[0]} failed'}")
 
@@ -122,25 +122,33 @@ def scratch(image: str) -> Iterator[Server]:
             raise Unable(last_line(held.stderr.read()) or f"no container of {image} starts")
         yield Server(container=name, socket=LENT_SOCKET)
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            held.stdin.close()
-        held.wait()
-        held.stdout.close()
-        held.stderr.close()
+        with undisturbed():
+            with contextlib.suppress(BrokenPipeError):
+                held.stdin.close()
+            held.wait()
+            held.stdout.close()
+            held.stderr.close()
 
 
 @contextlib.contextmanager
 def lent(stack: Stack) -> Iterator[Server]:
     """A container with the stack's own volume, network name and secrets of `postgres`, in which no server runs yet."""
-    name = f"{stack.project}-restoring"
+    with passing(f"{stack.project}-restoring") as name:
+        run = ["run", "--detach", "--no-deps", "--use-aliases", "--name", name, "--entrypoint", "sleep"]
+        stack.compose("--progress", "quiet", *run, "postgres", "infinity")
+        yield Server(container=name, socket=LENT_SOCKET)
+
+
+@contextlib.contextmanager
+def passing(name: str) -> Iterator[str]:
+    """The name for a container that is gone afterwards: a `docker` that is interrupted may leave it running."""
     with contextlib.suppress(Unable):
         docker("rm", "--force", name)  # left by one that was killed
-    run = ["run", "--detach", "--no-deps", "--use-aliases", "--name", name, "--entrypoint", "sleep"]
-    stack.compose("--progress", "quiet", *run, "postgres", "infinity")
     try:
-        yield Server(container=name, socket=LENT_SOCKET)
+        yield name
     finally:
-        docker("rm", "--force", name)
+        with undisturbed():
+            docker("rm", "--force", name)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ Standard library alone: backup, restore and drill run where nothing but Python a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +24,10 @@ SERVICES = ("schedule", "participants", "notifications")
 BROKERS = ("kafka", "kafka-2", "kafka-3")
 CLUSTER = ROOT / "deploy" / "cluster.env"
 """What `make up CLUSTER=1` says besides."""
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_SECONDS = 30.0
+"""So long may a program that is asked to end go on."""
 
 Say = Callable[[str], None]
 """Where a line of progress goes."""
@@ -46,6 +53,24 @@ def end_in_order() -> None:
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """In here something is taken back: what would end this program waits, and counts if nothing else ends it."""
+    if threading.current_thread() is not threading.main_thread():  # signals never come to another one
+        yield
+        return
+    came: list[int] = []
+    heard = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came and sys.exc_info()[0] is None:
+        raise KeyboardInterrupt(came[0])
 
 
 def code_of(interruption: KeyboardInterrupt) -> int:
@@ -133,7 +158,7 @@ class Stack:
 def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """The output of a `docker` command. Raises `Unable` with its last line where it fails."""
     done = start(arguments, environment=environment, stdin=subprocess.DEVNULL)
-    output, errors = done.communicate()
+    output, errors = finished(done)
     if done.returncode:
         raise Unable(last_line(errors) or f"docker {' '.join(arguments)} ended with {done.returncode}")
     return output.decode()
@@ -142,7 +167,10 @@ def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str
 def start(
     arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, stdin: int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
-    """A `docker` command that goes on by itself, with pipes. Raises `Unable` where there is no such program."""
+    """A `docker` command that goes on by itself, with pipes. Raises `Unable` where there is no such program.
+
+    It has a session of its own: a terminal's Ctrl-C comes to this program alone, which knows what has to end.
+    """
     try:
         return subprocess.Popen(
             ["docker", *arguments],
@@ -151,9 +179,44 @@ def start(
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise Unable("there is no program docker: install Docker with Compose v2") from None
+
+
+def finished(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """All that it puts out, when it has ended. An interruption ends it first: it does not go on beside what follows."""
+    try:
+        return process.communicate()
+    except BaseException:
+        with undisturbed():
+            _end(process)
+        raise
+
+
+def start_again(containers: Sequence[str], error: BaseException) -> None:
+    """Start what an error left stopped, or half way there. Raises `Unable` where that fails too.
+
+    The engine goes on stopping what it has begun to stop, also after a start: so they stop to the end first.
+    """
+    with undisturbed():
+        with contextlib.suppress(Unable):
+            docker("stop", *containers)
+        try:
+            docker("start", *containers)
+        except Unable as other:
+            what = error if isinstance(error, Exception) else "interrupted"
+            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)  # Compose is a child of docker's
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=END_SECONDS)
+            return
 
 
 def last_line(output: bytes) -> str:

@@ -1,8 +1,10 @@
 """How a backup ends: nothing of it is left, in the folder or in a container, whatever ended it."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy import server
-from deploy.server import Server, held_wal, scratch
-from deploy.stack import Unable, start
+from deploy.server import Server, held_wal, lent, scratch
+from deploy.stack import Stack, Unable, start
 from tests.deploy.fake_docker import ECHOES, HANGS, Answer, FakeDocker
 from tests.deploy.test_backup_words import RUNNING, docker
 
@@ -103,3 +105,23 @@ def test_a_server_that_holds_no_wal_is_told_in_its_own_words(
     said = r"^the server keeps no WAL for a backup: psql: error: FATAL:  the database system is shutting down$"
     with pytest.raises(Unable, match=said), held_wal(Server(container="0123")):
         pytest.fail("it holds none")
+
+
+def test_a_lent_container_that_is_interrupted_at_its_start_is_removed(docker: FakeDocker) -> None:
+    docker.answer({"config": '{"name": "attache"}', "rm --force": "", "run --detach": HANGS})
+
+    def interrupt() -> None:
+        until(lambda: any("run --detach" in asked for asked in docker.asked))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), lent(Stack()):
+            pytest.fail("it hangs")
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
+    assert [asked.split()[1:3] for asked in docker.ended] == [["--progress", "quiet"]]
+    assert docker.asked[-1] == "rm --force attache-restoring"

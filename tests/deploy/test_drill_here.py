@@ -1,7 +1,10 @@
 """A drill on the running stack: what ran before runs again, and nothing is wiped for a backup that is not whole."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from deploy.backup_folder import BASE, Backup
 from deploy.drill_feeds import Link, Served
 from deploy.env_file import read_env
 from deploy.facts import Facts
-from deploy.stack import CLUSTER, Say, Stack, Unable
-from tests.deploy.fake_docker import Answer, FakeDocker
+from deploy.stack import CLUSTER, ENDING, Say, Stack, Unable, end_in_order, undisturbed
+from tests.deploy.fake_docker import HANGS, LASTS, Answer, FakeDocker
+from tests.deploy.test_backup_end import until
 from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
 from tests.deploy.test_backup_words import docker, refusal
 
@@ -22,6 +26,7 @@ SERVICES = "notifications\nparticipants\npostgres\nprometheus\nproxy\nschedule\n
 LINK = Link(id="l1", path="/feeds/x.ics")
 SERVED = Served(status=200, etag=FEED.etag, last_modified="", sha256=FEED.sha256)
 START = "start c1 c2 c3 c4 c5"
+STOP_TO_THE_END = "stop c1 c2 c3 c4 c5"
 STOP = "compose stop proxy schedule participants notifications"
 
 
@@ -73,6 +78,7 @@ def answers(brokers: str = "kafka\n") -> dict[str, str | Answer]:
         "ps --quiet --status running participants": "c3\n",
         "ps --quiet --status running notifications": "c4\nc5\n",
         "compose stop": "",
+        STOP_TO_THE_END: "",
         "down --volumes": "",
         "compose up": "",
         START: "",
@@ -158,7 +164,7 @@ def test_a_backup_that_is_not_whole_wipes_nothing_and_what_was_stopped_is_starte
     monkeypatch.setattr(drill, "back_up", taken)
     docker.answer(answers())
     assert line in refusal(drill.main, ["--here", "--yes"], capsys)
-    assert docker.asked[-2:] == [STOP, START]
+    assert docker.asked[-3:] == [STOP, STOP_TO_THE_END, START]
     assert not any("down" in asked for asked in docker.asked)
     assert Door.revoked == [LINK]
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -206,3 +212,65 @@ def test_an_interrupted_backup_is_no_reason_to_leave_the_services_stopped(
     docker.answer(answers())
     assert drill.main(["--here", "--yes"]) == 143
     assert docker.asked[-1] == START
+
+
+@pytest.fixture
+def signalled(docker: FakeDocker) -> Iterator[Callable[..., None]]:
+    """Has a signal come to this program as soon as docker is asked for something, and heard as the drill hears it."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_order()
+    senders = []
+
+    def send(number: signal.Signals, when: str) -> None:
+        def wait() -> None:
+            until(lambda: when in docker.asked)
+            os.kill(os.getpid(), number)
+
+        senders.append(threading.Thread(target=wait))
+        senders[-1].start()
+
+    yield send
+    for sender in senders:
+        sender.join()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_stop_that_is_interrupted_has_ended_before_the_start(
+    docker: FakeDocker, signalled: Callable[..., None]
+) -> None:
+    docker.answer(answers() | {"compose stop": HANGS})
+    signalled(signal.SIGTERM, STOP)
+    assert drill.main(["--here", "--yes"]) == 143
+    assert docker.ended == [STOP]
+    assert docker.asked[-2:] == [STOP_TO_THE_END, START]
+
+
+def test_a_second_signal_waits_until_what_was_stopped_runs(
+    docker: FakeDocker, signalled: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers() | {"compose stop": HANGS, START: LASTS})
+    signalled(signal.SIGINT, STOP)
+    signalled(signal.SIGTERM, STOP_TO_THE_END)
+    signalled(signal.SIGHUP, START)
+    assert drill.main(["--here", "--yes"]) == 130
+    assert docker.ended == [STOP, START]
+    assert "starting again what was stopped, a signal waits for that" in capsys.readouterr().out
+    assert os.getsid(0) not in docker.sessions  # a terminal's Ctrl-C would come to all of its session
+
+
+def test_a_signal_that_comes_while_something_is_taken_back_counts_afterwards(signalled: Callable[..., None]) -> None:
+    done = []
+
+    def take_back() -> None:
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        take_back()
+    assert done == ["all"]
+    assert interrupted.value.args == (signal.SIGTERM,)
+    with pytest.raises(Unable, match="the first"), undisturbed():
+        raise Unable("the first")
