@@ -107,7 +107,8 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
         copy.up()
         after = settled(copy)
         door = Door(copy)
-        links, refused = door.issue(before.feeds)
+        links: dict[str, Link] = {}
+        refused = door.issue(before.feeds, links)
         served = door.fetch(links, before.feeds)
     return Outcome(
         before=before, after=after, over_http=len(served), http_lines=unlike(before.feeds, served), notes=refused
@@ -122,17 +123,17 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
     if not yes and not asked(what):
         raise Unable(f"every volume of {stack.project} would be wiped: say YES=1 if that is wanted")
     feeds = settled(stack).feeds
-    links, refused = Door(stack).issue(feeds)
-    with _nothing_lost(stack, links):
+    with _passing_links(stack) as links:
+        refused = Door(stack).issue(feeds, links)
         served = Door(stack).fetch(links, settled(stack).feeds)
         ran = Ran(stack)
         with _stopped(stack):
             folder, before = _whole_backup(stack)
-    try:
-        after, again = _wiped(stack, folder, ran, links)
-    except BaseException:
-        print(f"drill: the backup is kept: make restore FROM={folder} YES=1", file=sys.stderr)
-        raise
+        try:
+            after, again = _wiped(stack, folder, ran, links)
+        except BaseException:
+            print(f"drill: the backup is kept: make restore FROM={folder} YES=1", file=sys.stderr)
+            raise
     say(f"the backup is kept in {folder}")
     lines = unlike(before.feeds, again) + _changed(served, again)
     return Outcome(before=before, after=after, over_http=len(again), http_lines=lines, notes=refused)
@@ -147,14 +148,21 @@ class Ran:
 
 
 @contextlib.contextmanager
-def _nothing_lost(stack: Stack, links: dict[str, Link]) -> Iterator[None]:
-    """Whatever goes wrong in here, the links of the drill end."""
+def _passing_links(stack: Stack) -> Iterator[dict[str, Link]]:
+    """Links for the drill by their audience, to be filled in here: whatever happens, they end, or are named."""
+    links: dict[str, Link] = {}
     try:
-        yield
-    except Exception:
-        with contextlib.suppress(Unable):
-            Door(stack).revoke(links)
-        raise
+        yield links
+    finally:
+        with undisturbed():
+            try:
+                if links:
+                    say("revoking the links of the drill, a signal waits for that")
+                    Door(stack).revoke(links)
+            except (Unable, OSError) as error:
+                ids = " ".join(link.id for link in links.values())
+                how = "POST /notifications/feed-links/ID/revoke when the stack runs"
+                print(f"drill: these links of the drill still stand: {ids} ({error}): {how}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -192,10 +200,7 @@ def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tupl
     restore(stack, folder, "base", say, lambda _: True, nothing_lost=True)
     stack.up(*ran.services, scale=ran.scale)
     after = settled(stack)
-    door = Door(stack)
-    again = door.fetch(links, after.feeds)
-    door.revoke(links)
-    return after, again
+    return after, Door(stack).fetch(links, after.feeds)
 
 
 def settled(stack: Stack) -> Facts:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ from deploy.backup_folder import BASE, read_backup
 from deploy.drill import drill_copy, drill_here, settled, table
 from deploy.drill_feeds import Door, Link
 from deploy.env_file import read_env
-from deploy.facts import Facts, differences, read_facts
+from deploy.facts import Facts, Feed, differences, read_facts
 from deploy.kafka_node import free_port
 from deploy.make_secrets import make
 from deploy.restore import MARKER, restore
@@ -81,6 +81,13 @@ def planner(stack: Stack) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {stack.secret('planner_token')}"}
     with httpx.Client(base_url=Door(stack).address, headers=headers, timeout=60) as client:
         yield client
+
+
+def issued(stack: Stack, feeds: Sequence[Feed]) -> dict[str, Link]:
+    """A link for each feed, by its audience."""
+    links: dict[str, Link] = {}
+    Door(stack).issue(feeds, links)
+    return links
 
 
 def calendars(stack: Stack, links: Mapping[str, Link]) -> dict[str, str]:
@@ -205,7 +212,7 @@ def test_restore_to_an_earlier_point_with_a_newer_kafka(
     stack: Stack, tmp_path: Path, quiet: Callable[[str], None]
 ) -> None:
     feeds = settled(stack).feeds
-    links, _ = Door(stack).issue(feeds)
+    links = issued(stack, feeds)
     before = settled(stack)
     then = calendars(stack, links)
     back_up(stack, tmp_path / "backup", quiet)
@@ -265,7 +272,7 @@ def test_interrupted_restore_starts_nothing_and_is_repaired(
 
 def test_lost_kafka_volume_changes_no_byte(stack: Stack) -> None:
     before = settled(stack)
-    links, _ = Door(stack).issue(before.feeds)
+    links = issued(stack, before.feeds)
     facts = settled(stack)
     then = Door(stack).fetch(links, facts.feeds)
     stack.compose("rm", "--stop", "--force", "kafka")

@@ -268,6 +268,36 @@ def test_feed_that_is_not_its_newest_body_yet_is_asked_for_again(
     assert Door(Stack()).fetch(links, [FEED]) == {"7c0e": SERVED}
 
 
+def test_links_are_revoked_only_where_that_is_the_answer(
+    docker: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.answer({"port proxy": "127.0.0.1:9\n", "config": _planner(tmp_path)})
+    links = {name: Link(id=name, path=f"/feeds/{name}.ics") for name in ("a", "b", "c", "d")}
+    statuses = iter([200, 409, 503])
+    monkeypatch.setattr(Door, "_post", lambda *_: (next(statuses), {}))
+    with pytest.raises(Unable, match=r"^the proxy answers with 503$"):
+        Door(Stack()).revoke(links)
+    assert [*links] == ["c", "d"]
+
+
+def test_what_was_made_before_it_failed_is_known(
+    docker: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.answer({"port proxy": "127.0.0.1:9\n", "config": _planner(tmp_path)})
+    posted = iter([(201, {"id": "l1", "url": "https://example.org/feeds/x.ics"})])
+
+    def post(*_: object) -> tuple[int, dict[str, str]]:
+        if answer := next(posted, None):
+            return answer
+        raise Unable("the proxy does not answer")
+
+    monkeypatch.setattr(Door, "_post", post)
+    links: dict[str, Link] = {}
+    with pytest.raises(Unable, match="does not answer"):
+        Door(Stack()).issue([FEED, replace(FEED, audience="7c0f")], links)
+    assert links == {"7c0e": Link(id="l1", path="/feeds/x.ics")}
+
+
 def _planner(folder: Path) -> str:
     """What Compose says of a project with the planner's token."""
     token = folder / "token"

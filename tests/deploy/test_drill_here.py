@@ -38,8 +38,9 @@ class Door:
     def __init__(self, stack: Stack) -> None:
         """It needs nothing of the stack."""
 
-    def issue(self, _feeds: object) -> tuple[dict[str, Link], list[str]]:
-        return {FEED.audience: LINK}, []
+    def issue(self, _feeds: object, links: dict[str, Link]) -> list[str]:
+        links[FEED.audience] = LINK
+        return []
 
     def fetch(self, links: Mapping[str, Link], _feeds: object) -> dict[str, Served]:
         return dict.fromkeys(links, SERVED)
@@ -212,6 +213,47 @@ def test_an_interrupted_backup_is_no_reason_to_leave_the_services_stopped(
     docker.answer(answers())
     assert drill.main(["--here", "--yes"]) == 143
     assert docker.asked[-1] == START
+    assert Door.revoked == [LINK]
+
+
+def test_links_that_were_made_before_another_failed_end(docker: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_way(_: object, _feeds: object, links: dict[str, Link]) -> list[str]:
+        links[FEED.audience] = LINK
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr(Door, "issue", half_way)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 143
+    assert Door.revoked == [LINK]
+
+
+def test_links_end_also_where_it_fails_after_the_stack_is_there_again(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(_: object, links: Mapping[str, Link], _feeds: object) -> dict[str, Served]:
+        if any("down" in asked for asked in docker.asked):
+            raise Unable("the proxy does not answer")
+        return dict.fromkeys(links, SERVED)
+
+    monkeypatch.setattr(Door, "fetch", down)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 1
+    assert Door.revoked == [LINK]
+
+
+def test_links_that_cannot_be_revoked_are_named(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Unable("the proxy answers with 503")
+
+    monkeypatch.setattr(Door, "revoke", refuse)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 0
+    assert capsys.readouterr().err == (
+        "drill: these links of the drill still stand: l1 (the proxy answers with 503): "
+        "POST /notifications/feed-links/ID/revoke when the stack runs\n"
+    )
 
 
 @pytest.fixture
