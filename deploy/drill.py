@@ -7,7 +7,6 @@ stack whose loss is no harm, or for a window of maintenance. Exit code 1 if anyt
 
 import contextlib
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -17,13 +16,12 @@ from pathlib import Path
 
 from deploy.backup import back_up
 from deploy.backup_folder import check_files, read_backup
+from deploy.drill_copy import copy_of
 from deploy.drill_feeds import Door, Link, Served, unlike
-from deploy.env_file import read_env
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
 from deploy.stack import (
-    CLUSTER,
     SERVICES,
     Parser,
     Stack,
@@ -99,7 +97,7 @@ def say(line: str) -> None:
 
 def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
     """Restore a backup into a second project and compare it with what the backup says. Raises `Unable`."""
-    with _backup_of(stack, folder) as backup, _copy_of(stack) as copy:
+    with _backup_of(stack, folder) as backup, copy_of(stack, say) as copy:
         before = read_backup(backup).facts
         _check_something(before)
         restore(copy, backup, "base", say, lambda _: True, nothing_lost=True)
@@ -245,26 +243,6 @@ def _backup_of(stack: Stack, folder: Path | None) -> Iterator[Path]:
             shutil.rmtree(beside)
 
 
-@contextlib.contextmanager
-def _copy_of(stack: Stack) -> Iterator[Stack]:
-    """A project of its own with the same image and secrets, begun with nothing and removed with all that it held."""
-    environment = {
-        **stack.environment,  # where the secrets are may be said there alone, and not in an .env
-        **dict.fromkeys(read_env(CLUSTER), ""),  # one broker is enough, and never a Kafka that the stack shares
-        "PORT": str(_free_port()),
-        "BIND": "127.0.0.1",
-        "ATTACHE_IMAGE": stack.config["services"]["schedule"]["image"],
-    }
-    copy = Stack(f"{stack.project}-drill", environment)
-    copy.compose("--profile", "*", "down", "--volumes")  # left by one that was killed
-    try:
-        yield copy
-    finally:
-        say(f"removing the copy, {copy.project}; a signal waits for that")
-        with undisturbed():
-            copy.compose("--profile", "*", "down", "--volumes")
-
-
 def _check_something(before: Facts) -> None:
     if not any(log.events for log in before.logs.values()):
         raise Unable("there is no event to compare: load something first (docker compose run --rm -T demo)")
@@ -295,11 +273,6 @@ def table(outcome: Outcome) -> list[str]:
     wrong = len({line.split(":")[0] for line in outcome.http_lines})
     lines.append(f"feeds equal over HTTP, bytes and ETag: {outcome.over_http - wrong} of {outcome.over_http}")
     return [*lines, *outcome.notes, *outcome.lines, "all is as it was" if not outcome.lines else "NOT as it was"]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy import backup, drill, restore
 from deploy.backup_folder import BASE
 from deploy.drill import Outcome, table
+from deploy.drill_copy import shared
 from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.server import Server
 from deploy.stack import Stack, Unable
@@ -217,14 +219,20 @@ def test_drill_on_the_running_stack_wants_a_yes(docker: FakeDocker, capsys: pyte
     assert not any("down" in asked for asked in docker.asked)
 
 
-def test_drill_gives_its_copy_the_environment_of_the_stack(tmp_path: Path, docker: FakeDocker) -> None:
+def project_of(environment: dict[str, str]) -> str:
+    return environment.get("COMPOSE_PROJECT_NAME", "")
+
+
+def test_drill_gives_its_copy_the_environment_of_the_stack(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = {"name": "attache", "services": {"schedule": {"image": "attache:1"}}}
-    docker.answer({"config": json.dumps(document), "down --volumes": ""})
+    docker.answer({"config": json.dumps(document), "volume ls": "attache-drill\nattache\n", "down --volumes": ""})
     given = {"ATTACHE_SECRETS": "/run/secrets", "COMPOSE_DISABLE_ENV_FILE": "1", "PORT": "8080"}
     given |= {"COMPOSE_PROFILES": "cluster", "KAFKA_VOTERS": "1@kafka:9093,2@kafka-2:9093", "TOPIC_REPLICATION": "2"}
     with pytest.raises(Unable, match="is no backup"):  # by then the copy is there
         drill.drill_copy(Stack("attache", given), tmp_path / "nothing")
-    copies = [one for one in docker.environments if one["COMPOSE_PROJECT_NAME"] == "attache-drill"]
+    copies = [one for one in docker.environments if project_of(one).startswith("attache-drill-")]
     assert len(copies) > 1
     assert {one["ATTACHE_SECRETS"] for one in copies} == {"/run/secrets"}
     assert {one["COMPOSE_DISABLE_ENV_FILE"] for one in copies} == {"1"}
@@ -232,6 +240,60 @@ def test_drill_gives_its_copy_the_environment_of_the_stack(tmp_path: Path, docke
     # one broker of its own
     assert {one[name] for one in copies for name in ("COMPOSE_PROFILES", "KAFKA_VOTERS", "TOPIC_REPLICATION")} == {""}
     assert "8080" not in {one["PORT"] for one in copies}
+    # a project that only looks like one of an earlier drill is told of and not touched
+    assert "attache-drill" not in {project_of(one) for one in docker.environments}
+    assert [asked for asked in docker.asked if "down" in asked] == ["compose --profile * down --volumes"]
+    assert "drill: attache-drill is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("own", "what"),
+    [
+        ({"volumes": {"postgres": {"name": "my_pg"}}}, "the volume my_pg"),
+        ({"volumes": {"postgres": {"name": "other", "external": True}}}, "the volume other"),
+        ({"volumes": {"kafka": {"name": "x", "driver_opts": {"device": "/srv/k", "o": "bind"}}}}, "the volume x"),
+        ({"networks": {"app": {"name": "web", "external": True}}}, "the network web"),
+        (
+            {"services": {"postgres": {"volumes": [{"type": "bind", "source": "/srv/pg", "target": "/data"}]}}},
+            "/srv/pg of postgres",
+        ),
+        (
+            {"services": {"schedule": {"environment": {"KAFKA_BOOTSTRAP": "bus.example.org:9092"}}}},
+            "the Kafka bus.example.org:9092 of schedule",
+        ),
+    ],
+)
+def test_drill_on_a_copy_that_would_share_something_is_refused(
+    own: dict[str, dict[str, dict[str, Any]]],
+    what: str,
+    tmp_path: Path,
+    docker: FakeDocker,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_backup(tmp_path / "backup")
+    schedule = {"image": "attache:1", **own.get("services", {}).get("schedule", {})}
+    document = {"name": "attache", **own, "services": {**own.get("services", {}), "schedule": schedule}}
+    docker.answer({"config": json.dumps(document), "ps --all": "", "volume ls": ""})
+    assert refusal(drill.main, ["--from", str(folder)], capsys) == (
+        f"drill: the copy would work on what is not its own, {what}: leave that out for a drill on a copy "
+        "(COMPOSE_FILE=docker-compose.yml make drill), or drill on another machine"
+    )
+    assert not any(word in asked for asked in docker.asked for word in (" down ", " up ", " run "))
+
+
+def test_what_compose_makes_for_a_project_is_its_own() -> None:
+    def made(project: str) -> dict[str, Any]:
+        mount = {"type": "bind", "source": "/srv/attache/Caddyfile", "read_only": True}
+        return {
+            "volumes": {"postgres": {"name": f"{project}_postgres"}},
+            "networks": {"app": {"name": f"{project}_app", "ipam": {}}},
+            "services": {
+                "proxy": {"environment": None, "volumes": [mount]},
+                "schedule": {"environment": {"KAFKA_BOOTSTRAP": "kafka:9092"}},
+            },
+        }
+
+    assert shared(made("attache"), made("attache-drill-1")) == []
 
 
 def test_drill_on_a_stack_that_lacks_a_service_is_refused(
