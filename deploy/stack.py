@@ -127,8 +127,8 @@ class Stack:
         return docker("compose", *arguments, environment=self.environment)
 
     def running(self) -> list[str]:
-        """The services of which a container runs."""
-        return sorted(self.compose("ps", "--services", "--status", "running").split())
+        """The services of which a container runs. (`--status` would count those of `docker compose run` too.)"""
+        return sorted(self.compose("ps", "--services").split())
 
     def made(self) -> list[str]:
         """The services of which there is a container, running or not."""
@@ -139,8 +139,8 @@ class Stack:
         return next(iter(self.containers(service)), None) if service in self.made() else None
 
     def containers(self, *services: str) -> list[str]:
-        """The ids of all running containers of services that there are."""
-        return self.compose("ps", "--quiet", "--status", "running", *services).split()
+        """The ids of all running containers of services that there are, without those of `docker compose run`."""
+        return self.compose("ps", "--quiet", *services).split()
 
     def up(self, *services: str, scale: Mapping[str, int] | None = None) -> None:
         """Start these, or all, and wait until they are healthy; nothing is built. `scale` says how many of which."""

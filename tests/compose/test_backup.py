@@ -140,6 +140,16 @@ def test_drill_on_a_copy_leaves_the_running_stack_as_it_is(stack: Stack) -> None
     assert [name for name in volumes() if name.startswith(f"{stack.project}-drill")] == []
 
 
+def test_a_container_of_compose_run_is_none_of_a_service(stack: Stack) -> None:
+    running, schedule = stack.running(), stack.containers("schedule")
+    once = ["run", "--detach", "--rm", "--no-deps", "--entrypoint", "sleep"]
+    made = [stack.compose(*once, name, "infinity").strip() for name in ("doctor", "schedule")]
+    try:
+        assert (stack.running(), stack.containers("schedule")) == (running, schedule)
+    finally:
+        subprocess.run(["docker", "rm", "--force", *made], capture_output=True, check=True)
+
+
 def volumes() -> list[str]:
     listed = subprocess.run(["docker", "volume", "ls", "-q"], capture_output=True, text=True, check=True)
     return listed.stdout.split()

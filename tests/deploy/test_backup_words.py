@@ -23,7 +23,7 @@ Main = Callable[[list[str]], int]
 RUNNING = {
     "config": json.dumps({"name": "attache"}),
     "ps --all --services": "postgres\nkafka\n",
-    "ps --quiet --status running postgres": "0123\n",
+    "ps --quiet postgres": "0123\n",
 }
 
 
@@ -132,7 +132,7 @@ def test_restore_while_services_run_is_refused_with_the_command_to_stop_them(
     tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_backup(tmp_path / "backup")
-    docker.answer({"ps --all": "", "ps --services --status running": "kafka\nparticipants\npostgres\nschedule\n"})
+    docker.answer({"ps --all": "", "ps --services": "kafka\nparticipants\npostgres\nschedule\n"})
     assert refusal(restore.main, ["--from", str(folder), "--yes"], capsys) == (
         "restore: participants and schedule must not run meanwhile: "
         "docker compose stop proxy schedule participants notifications"
@@ -178,9 +178,9 @@ def test_restore_of_what_is_damaged_touches_nothing(
 ) -> None:
     folder = write_backup(tmp_path / "backup")
     (folder / damaged).write_bytes(b"else")
-    docker.answer({"ps --all": "", "ps --services --status running": "postgres\n"})
+    docker.answer({"ps --all": "", "ps --services": "postgres\n"})
     assert str(folder / damaged) in refusal(restore.main, ["--from", str(folder), "--yes"], capsys)
-    assert docker.asked == ["compose ps --all --services", "compose ps --services --status running"]
+    assert docker.asked == ["compose ps --all --services", "compose ps --services"]
 
 
 def test_backup_of_a_later_release_is_refused() -> None:
@@ -211,9 +211,7 @@ def test_other_postgresql_is_refused_where_it_cannot_read_the_backup(
 
 
 def test_drill_on_the_running_stack_wants_a_yes(docker: FakeDocker, capsys: pytest.CaptureFixture[str]) -> None:
-    docker.answer(
-        {**RUNNING, "ps --services --status running": "postgres\nproxy\nschedule\nparticipants\nnotifications\n"}
-    )
+    docker.answer({**RUNNING, "ps --services": "postgres\nproxy\nschedule\nparticipants\nnotifications\n"})
     line = refusal(drill.main, ["--here"], capsys)
     assert line == "drill: every volume of attache would be wiped: say YES=1 if that is wanted"
     assert not any("down" in asked for asked in docker.asked)
@@ -299,7 +297,7 @@ def test_what_compose_makes_for_a_project_is_its_own() -> None:
 def test_drill_on_a_stack_that_lacks_a_service_is_refused(
     docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docker.answer({"ps --all": "", "ps --services --status running": "postgres\nproxy\nschedule\n"})
+    docker.answer({"ps --all": "", "ps --services": "postgres\nproxy\nschedule\n"})
     line = refusal(drill.main, ["--here", "--yes"], capsys)
     assert line == "drill: notifications and participants must run: start the stack first (make up)"
 

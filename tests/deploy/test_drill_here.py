@@ -73,11 +73,11 @@ def answers(brokers: str = "kafka\n") -> dict[str, str | Answer]:
         "config --services": "kafka\nproxy\n",
         "config": json.dumps({"name": "attache"}),
         "ps --all --services": SERVICES + brokers,
-        "ps --services --status running": SERVICES + brokers,
-        "ps --quiet --status running proxy": "c1\nc2\nc3\nc4\nc5\n",
-        "ps --quiet --status running schedule": "c2\n",
-        "ps --quiet --status running participants": "c3\n",
-        "ps --quiet --status running notifications": "c4\nc5\n",
+        "ps --services": SERVICES + brokers,
+        "ps --quiet proxy": "c1\nc2\nc3\nc4\nc5\n",
+        "ps --quiet schedule": "c2\n",
+        "ps --quiet participants": "c3\n",
+        "ps --quiet notifications": "c4\nc5\n",
         "compose stop": "",
         STOP_TO_THE_END: "",
         "down --volumes": "",
@@ -108,6 +108,16 @@ def test_one_broker_comes_back_as_one(docker: FakeDocker) -> None:
     assert not {"kafka-2", "kafka-3"} & words
     assert "KAFKA_VOTERS" not in environment
     assert Stack.here().make_up == "make up"
+
+
+def test_a_container_of_compose_run_is_none_of_a_service(docker: FakeDocker) -> None:
+    once = answers()["ps --all --services"]
+    assert isinstance(once, str)
+    # with --status, Compose names those too
+    docker.answer({"--services --status": f"doctor\n{once}", "--quiet --status": "c4\nc5\nc6\n", **answers()})
+    stack = Stack()
+    assert "doctor" not in stack.running()
+    assert stack.containers("notifications") == ["c4", "c5"]
 
 
 def test_own_settings_of_a_cluster_and_other_profiles_are_kept(
