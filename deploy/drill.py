@@ -130,7 +130,8 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
         try:
             after, again = _wiped(stack, folder, ran, links)
         except BaseException:
-            print(f"drill: the backup is kept: make restore FROM={folder} YES=1", file=sys.stderr)
+            again_by = f"make restore FROM={folder} NOTHING_LOST=1 YES=1, then {stack.make_up}"
+            print(f"drill: the backup is kept: {again_by}", file=sys.stderr)
             raise
     say(f"the backup is kept in {folder}")
     lines = unlike(before.feeds, again) + _changed(served, again)

@@ -24,7 +24,6 @@ from deploy.stack import (
     Stack,
     Unable,
     code_of,
-    docker,
     end_in_order,
     start_again,
     undisturbed,
@@ -101,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         stack = Stack.here()
-        restore(
+        backup = restore(
             stack,
             parsed.folder,
             parsed.kind,
@@ -115,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print("restore: interrupted; run it again, or start the stack with what it had (make up)", file=sys.stderr)
         return code_of(interruption)
-    say(f"done; go on with {stack.make_up}")
+    say(f"done; go on with {go_on(stack, backup)}")
     return 0
 
 
@@ -132,7 +131,7 @@ def asked(what: str) -> bool:
         return False
 
 
-def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, nothing_lost: bool = False) -> None:
+def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, nothing_lost: bool = False) -> Backup:
     """Replace the stack's databases by a backup. Raises `Unable`, OSError; then what was there is there still.
 
     Each calendar entry is told anew as a newer one, unless nothing is lost, that is nobody was shown anything since:
@@ -143,7 +142,7 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
     check_revisions(backup)
     say(f"the backup of {backup.taken_at}: reading all of it")
     check_files(folder, backup)
-    start_brokers(stack, say)
+    start_brokers(stack, backup, say)
     with _postgres_stopped(stack, say), lent(stack) as server:
         check_version(server, backup, kind)
         data = server.run("printenv", "PGDATA").strip()
@@ -160,6 +159,14 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
             raise
         server.run("bash", "-c", _SWAP, LENT_DATA, data, REPLACED)
         server.run("rm", "-rf", MARKER, REPLACED)
+    return backup
+
+
+def go_on(stack: Stack, backup: Backup) -> str:
+    """The words that start the stack afterwards."""
+    if backup.brokers == 1 or len(stack.brokers) > 1 or _has_kafka(stack):
+        return stack.make_up
+    return "make up CLUSTER=1, as where the backup is from (make up: with one broker)"
 
 
 def check_stopped(stack: Stack) -> None:
@@ -186,20 +193,23 @@ def check_version(server: Server, backup: Backup, kind: str) -> None:
         raise Unable(f"the backup is of PostgreSQL {backup.major}, this is {here}: use postgres:{backup.major}")
 
 
-def start_brokers(stack: Stack, say: Say) -> None:
-    """So that the highest epoch that was told can be read there; without a broker the relays look later."""
+def start_brokers(stack: Stack, backup: Backup, say: Say) -> None:
+    """So that the highest epoch that was told can be read there; without a broker the relays look later.
+
+    Where no Kafka is and there were more brokers than these settings say, whoever starts the stack decides: a volume
+    that one broker has made is of no use to three.
+    """
     try:
         if brokers := [name for name in stack.made() if name in BROKERS]:
             stack.compose("start", *brokers)
-        elif len(brokers := stack.brokers) > 1 or (brokers and not _was_a_cluster(stack)):
+        elif (brokers := stack.brokers) and (backup.brokers <= len(brokers) or _has_kafka(stack)):
             stack.up(*brokers)
     except Unable as error:
         say(f"Kafka does not start ({error}); going on without")
 
 
-def _was_a_cluster(stack: Stack) -> bool:
-    """One broker of three says nothing, and these settings speak of one."""
-    return stack.volume("kafka-2") in docker("volume", "ls", "--quiet").split()
+def _has_kafka(stack: Stack) -> bool:
+    return "kafka" in stack.made() or stack.has_volume("kafka")
 
 
 @contextlib.contextmanager

@@ -91,9 +91,11 @@ class Stack:
 
     @classmethod
     def here(cls) -> "Stack":
-        """The one that runs here, as it was started: where it has more brokers than its settings say, as a cluster."""
+        """The one that is here, as it was started: where it has more brokers than its settings say, as a cluster."""
         stack = cls()
-        if set(BROKERS[1:]).isdisjoint(stack.made()) or len(stack.brokers) > 1:
+        made = set(BROKERS) & set(stack.made())
+        cluster = made - {"kafka"} if made else stack.has_volume("kafka-2")  # make down leaves the volumes
+        if not cluster or len(stack.brokers) > 1:
             return stack
         given = in_force(read_env(CLUSTER))
         profiles = f"{os.environ.get('COMPOSE_PROFILES', '')},cluster"
@@ -118,9 +120,10 @@ class Stack:
         """Those that Compose would start."""
         return [name for name in self.compose("config", "--services").split() if name in BROKERS]
 
-    def volume(self, name: str) -> str:
-        """The whole name of a volume. Docker's own filter by name takes each that has it somewhere in its own."""
-        return str(self.config["volumes"][name]["name"])
+    def has_volume(self, volume: str) -> bool:
+        """Whether it is there. Docker's own filter by name takes each that has a name somewhere in its own."""
+        name = (self.config.get("volumes") or {}).get(volume, {}).get("name")
+        return name is not None and name in docker("volume", "ls", "--quiet").split()
 
     def compose(self, *arguments: str) -> str:
         """The output of `docker compose ARGUMENTS`. Raises `Unable` with its last line where it fails."""

@@ -58,6 +58,16 @@ def test_backup_is_read_as_it_was_written(tmp_path: Path) -> None:
     check_files(folder, BACKUP)
 
 
+def test_backup_of_three_brokers_is_read_as_one_and_an_older_one_as_of_one(tmp_path: Path) -> None:
+    backup = replace(BACKUP, brokers=3)
+    folder = write_backup(tmp_path / "backup", backup)
+    assert read_backup(folder) == backup
+    document = json.loads((folder / "backup.json").read_text())
+    del document["brokers"]
+    (folder / "backup.json").write_text(json.dumps(document))
+    assert read_backup(folder) == BACKUP
+
+
 def test_manifest_names_what_a_person_asks_for(tmp_path: Path) -> None:
     document = json.loads((write_backup(tmp_path / "backup") / "backup.json").read_text())
     assert document["postgres"] == "18.6"

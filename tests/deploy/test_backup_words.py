@@ -14,8 +14,9 @@ from deploy.backup_folder import BASE
 from deploy.drill import Outcome, table
 from deploy.drill_copy import shared
 from deploy.drill_feeds import Door, Link, Served, unlike
+from deploy.env_file import read_env
 from deploy.server import Server
-from deploy.stack import Stack, Unable
+from deploy.stack import BROKERS, CLUSTER, Stack, Unable
 from tests.deploy.fake_docker import ECHOES, FakeDocker
 from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
 
@@ -25,6 +26,8 @@ RUNNING = {
     "ps --all --services": "postgres\nkafka\n",
     "ps --quiet postgres": "0123\n",
 }
+
+NOTHING = {"config": json.dumps({"name": "attache"}), "ps --all": ""}
 
 
 @pytest.fixture
@@ -132,32 +135,66 @@ def test_restore_while_services_run_is_refused_with_the_command_to_stop_them(
     tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_backup(tmp_path / "backup")
-    docker.answer({"ps --all": "", "ps --services": "kafka\nparticipants\npostgres\nschedule\n"})
+    docker.answer({**NOTHING, "ps --services": "kafka\nparticipants\npostgres\nschedule\n"})
     assert refusal(restore.main, ["--from", str(folder), "--yes"], capsys) == (
         "restore: participants and schedule must not run meanwhile: "
         "docker compose stop proxy schedule participants notifications"
     )
 
 
+ONE = {
+    "config --services": "kafka\nproxy\n",
+    "config": json.dumps({"name": "attache", "volumes": {name: {"name": f"attache_{name}"} for name in BROKERS}}),
+    "ps --all --services": "",
+}
+NO_KAFKA = "my-attache_kafka-2\nattache_kafka-20\nanother_kafka\n"
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of one broker."""
+    for name in ("COMPOSE_PROFILES", *read_env(CLUSTER)):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_settings")
 @pytest.mark.parametrize(
-    ("volumes", "started"),
+    ("there", "volumes", "words"),
     [
-        ("my-attache_kafka-2\nattache_kafka-20\nattache_kafka\n", ["compose up --detach --wait --no-build kafka"]),
-        ("my-attache_kafka-2\nattache_kafka-2\n", []),
+        ("", f"{NO_KAFKA}attache_kafka\n", "make up"),
+        ("", f"{NO_KAFKA}attache_kafka\nattache_kafka-2\n", "make up CLUSTER=1"),  # after make down
+        ("kafka\n", "attache_kafka\nattache_kafka-2\n", "make up"),  # one that was three
+        ("kafka\nkafka-2\nkafka-3\n", "", "make up CLUSTER=1"),
     ],
 )
-def test_volumes_of_other_projects_do_not_count(volumes: str, started: list[str], docker: FakeDocker) -> None:
-    docker.answer(
-        {
-            "config --services": "kafka\nproxy\n",
-            "config": json.dumps({"name": "attache", "volumes": {"kafka-2": {"name": "attache_kafka-2"}}}),
-            "ps --all --services": "",
-            "volume ls": volumes,
-            "up": "",
-        }
-    )
-    restore.start_brokers(Stack(), pytest.fail)
+def test_a_cluster_is_seen_by_its_containers_or_else_its_volumes(
+    there: str, volumes: str, words: str, docker: FakeDocker
+) -> None:
+    docker.answer({**ONE, "ps --all --services": there, "volume ls": volumes})
+    stack = Stack.here()
+    assert stack.make_up == words
+    assert ("KAFKA_VOTERS" in stack.environment) == (words != "make up")
+
+
+UP = "compose up --detach --wait --no-build kafka"
+
+
+@pytest.mark.parametrize(
+    ("volumes", "brokers", "started", "words"),
+    [
+        (NO_KAFKA, 1, [UP], "make up"),
+        (NO_KAFKA, 3, [], "make up CLUSTER=1, as where the backup is from (make up: with one broker)"),
+        (f"{NO_KAFKA}attache_kafka\n", 3, [UP], "make up"),
+    ],
+)
+def test_no_broker_is_made_where_the_backup_is_of_three(
+    volumes: str, brokers: int, started: list[str], words: str, docker: FakeDocker
+) -> None:
+    docker.answer({**ONE, "volume ls": volumes, "up": ""})
+    backup = replace(BACKUP, brokers=brokers)
+    restore.start_brokers(Stack(), backup, pytest.fail)
     assert [asked for asked in docker.asked if " up " in asked] == started
+    assert restore.go_on(Stack(), backup) == words
 
 
 def test_what_is_there_is_the_backup_only_to_the_last_event_feed_and_epoch() -> None:
@@ -178,9 +215,10 @@ def test_restore_of_what_is_damaged_touches_nothing(
 ) -> None:
     folder = write_backup(tmp_path / "backup")
     (folder / damaged).write_bytes(b"else")
-    docker.answer({"ps --all": "", "ps --services": "postgres\n"})
+    docker.answer({**NOTHING, "ps --services": "postgres\n"})
     assert str(folder / damaged) in refusal(restore.main, ["--from", str(folder), "--yes"], capsys)
-    assert docker.asked == ["compose ps --all --services", "compose ps --services"]
+    looked = ["compose ps --all --services", "compose --profile * config --format json", "compose ps --services"]
+    assert docker.asked == looked
 
 
 def test_backup_of_a_later_release_is_refused() -> None:
@@ -297,7 +335,7 @@ def test_what_compose_makes_for_a_project_is_its_own() -> None:
 def test_drill_on_a_stack_that_lacks_a_service_is_refused(
     docker: FakeDocker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docker.answer({"ps --all": "", "ps --services": "postgres\nproxy\nschedule\n"})
+    docker.answer({**NOTHING, "ps --services": "postgres\nproxy\nschedule\n"})
     line = refusal(drill.main, ["--here", "--yes"], capsys)
     assert line == "drill: notifications and participants must run: start the stack first (make up)"
 

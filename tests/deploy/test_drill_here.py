@@ -251,6 +251,30 @@ def test_links_end_also_where_it_fails_after_the_stack_is_there_again(
     assert Door.revoked == [LINK]
 
 
+@pytest.mark.parametrize(
+    ("brokers", "words"), [("kafka\n", "make up"), ("kafka\nkafka-2\nkafka-3\n", "make up CLUSTER=1")]
+)
+def test_what_failed_after_the_wipe_says_how_to_go_on(
+    brokers: str,
+    words: str,
+    docker: FakeDocker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise Unable("the server does not start")
+
+    monkeypatch.setattr(drill, "restore", failing)
+    docker.answer(answers(brokers))
+    assert drill.main(["--here", "--yes"]) == 1
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert capsys.readouterr().err == (
+        f"drill: the backup is kept: make restore FROM={folder}/backup NOTHING_LOST=1 YES=1, then {words}\n"
+        "drill: the server does not start\n"
+    )
+
+
 def test_links_that_cannot_be_revoked_are_named(
     docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
