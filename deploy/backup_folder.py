@@ -62,10 +62,20 @@ def new_folder(to: Path) -> Iterator[Path]:
     try:
         yield part
         part.rename(to)
+        _sync(to.parent)
     except BaseException:
         with undisturbed():
             shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """A new name in a folder is on the disk when the folder is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def check_target(to: Path) -> None:

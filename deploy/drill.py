@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.backup import back_up
-from deploy.backup_folder import check_files, read_backup
+from deploy.backup_folder import check_files, check_target, read_backup
 from deploy.drill_copy import copy_of
 from deploy.drill_feeds import Door, Link, Served, unlike
 from deploy.facts import Facts, differences, feed_differences, read_facts
@@ -69,12 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--here", action="store_true", help="wipe and restore the running stack itself")
     parser.add_argument("--yes", action="store_true", help="with --here: its volumes may be wiped")
     parser.add_argument("--from", type=Path, dest="folder", help="a backup to try; else one is taken")
+    parser.add_argument("--to", type=Path, help="with --here: a new folder for the backup (else one in ~)")
     parsed = parser.parse_args(arguments)
     if parsed.here and parsed.folder:
         parser.error("a drill on the running stack takes a backup of its own: leave FROM out")
+    if parsed.to and not parsed.here:
+        parser.error("the backup of a drill on a copy is not kept: make backup TO=folder keeps one")
     try:
         stack = Stack.here()
-        outcome = drill_here(stack, yes=parsed.yes) if parsed.here else drill_copy(stack, parsed.folder)
+        outcome = drill_here(stack, parsed.to, yes=parsed.yes) if parsed.here else drill_copy(stack, parsed.folder)
     except (Unable, OSError) as error:
         print(f"drill: {error}", file=sys.stderr)
         return 1
@@ -113,8 +117,10 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
     )
 
 
-def drill_here(stack: Stack, *, yes: bool) -> Outcome:
+def drill_here(stack: Stack, to: Path | None = None, *, yes: bool) -> Outcome:
     """Wipe every volume of the running stack, restore and compare. Raises `Unable`; the backup is never removed."""
+    to = to or Path.home() / f"attache-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    check_target(to)
     if lacking := {"postgres", *STOPPED} - set(stack.running()):
         raise Unable(f"{' and '.join(sorted(lacking))} must run: start the stack first (make up)")
     what = f"drill: every volume of {stack.project} will be wiped and the databases restored from a backup"
@@ -126,14 +132,14 @@ def drill_here(stack: Stack, *, yes: bool) -> Outcome:
         served = Door(stack).fetch(links, settled(stack).feeds)
         ran = Ran(stack)
         with _stopped(stack):
-            folder, before = _whole_backup(stack)
+            before = _whole_backup(stack, to)
         try:
-            after, again = _wiped(stack, folder, ran, links)
+            after, again = _wiped(stack, to, ran, links)
         except BaseException:
-            again_by = f"make restore FROM={folder} NOTHING_LOST=1 YES=1, then {stack.make_up}"
+            again_by = f"make restore FROM={to.absolute()} NOTHING_LOST=1 YES=1, then {stack.make_up}"
             print(f"drill: the backup is kept: {again_by}", file=sys.stderr)
             raise
-    say(f"the backup is kept in {folder}")
+    say(f"the backup is kept in {to.absolute()}")
     lines = unlike(before.feeds, again) + _changed(served, again)
     return Outcome(before=before, after=after, over_http=len(again), http_lines=lines, notes=refused)
 
@@ -177,19 +183,21 @@ def _stopped(stack: Stack) -> Iterator[None]:
         raise
 
 
-def _whole_backup(stack: Stack) -> tuple[Path, Facts]:
-    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left."""
-    beside = Path(tempfile.mkdtemp(prefix="attache-drill-"))
+def _whole_backup(stack: Stack, to: Path) -> Facts:
+    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left.
+
+    It is for a while the only copy of all that there is: so not where what is temporary stands, often in memory alone.
+    """
+    say(f"the backup comes to {to.absolute()}")
+    before = back_up(stack, to, say).facts
     try:
-        folder = beside / "backup"
-        before = back_up(stack, folder, say).facts
         _check_something(before)
-        check_files(folder, read_backup(folder))
+        check_files(to, read_backup(to))
     except BaseException:
         with undisturbed():
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(to, ignore_errors=True)
         raise
-    return folder, before
+    return before
 
 
 def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tuple[Facts, dict[str, Served]]:

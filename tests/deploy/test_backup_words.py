@@ -50,6 +50,7 @@ def refusal(main: Main, arguments: list[str], capsys: pytest.CaptureFixture[str]
         (backup.main, [], "backup: the following arguments are required: --to"),
         (restore.main, [], "restore: the following arguments are required: --from"),
         (restore.main, ["--from", "x", "--kind", "files"], "restore: argument --kind: invalid choice: 'files'"),
+        (drill.main, ["--to", "x"], "drill: the backup of a drill on a copy is not kept: make backup TO=folder"),
         (drill.main, ["--here", "--from", "x"], "drill: a drill on the running stack takes a backup of its own"),
     ],
 )

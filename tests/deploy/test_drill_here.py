@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy import drill
-from deploy.backup_folder import BASE, Backup
+from deploy.backup_folder import BASE, Backup, check_files
 from deploy.drill_feeds import Link, Served
 from deploy.env_file import read_env
 from deploy.facts import Facts
@@ -56,7 +56,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     Door.revoked = []
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HOME", str(tmp_path / "tmp"))
     monkeypatch.setattr(drill, "Door", Door)
     monkeypatch.setattr(drill, "settled", lambda _: FACTS)
     monkeypatch.setattr(drill, "back_up", lambda _stack, folder, _say: whole(folder))
@@ -270,9 +270,31 @@ def test_what_failed_after_the_wipe_says_how_to_go_on(
     assert drill.main(["--here", "--yes"]) == 1
     (folder,) = (tmp_path / "tmp").iterdir()
     assert capsys.readouterr().err == (
-        f"drill: the backup is kept: make restore FROM={folder}/backup NOTHING_LOST=1 YES=1, then {words}\n"
+        f"drill: the backup is kept: make restore FROM={folder} NOTHING_LOST=1 YES=1, then {words}\n"
         "drill: the server does not start\n"
     )
+
+
+def test_the_backup_is_kept_where_it_was_wanted_and_else_at_home(
+    docker: FakeDocker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes", "--to", str(tmp_path / "kept")]) == 0
+    check_files(tmp_path / "kept", BACKUP)
+    assert f"drill: the backup comes to {tmp_path / 'kept'}\n" in capsys.readouterr().out
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert drill.main(["--here", "--yes"]) == 0
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert f"drill: the backup is kept in {folder}\n" in capsys.readouterr().out
+
+
+def test_a_folder_with_something_in_it_is_refused_before_anything_stops(
+    docker: FakeDocker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers())
+    assert "is not empty" in refusal(drill.main, ["--here", "--yes", "--to", str(tmp_path)], capsys)
+    assert STOP not in docker.asked
+    assert (tmp_path / "tmp").is_dir()
 
 
 def test_links_that_cannot_be_revoked_are_named(
