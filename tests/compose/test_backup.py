@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from deploy.backup import back_up
-from deploy.backup_folder import BASE, read_backup
+from deploy.backup_folder import BASE, check_files, read_backup
 from deploy.drill import drill_copy, drill_here, settled, table
 from deploy.drill_feeds import Door, Link
 from deploy.env_file import read_env
@@ -123,8 +123,9 @@ def cancel_a_meeting(stack: Stack, trip: str) -> str:
     return str(meeting["id"])
 
 
-def test_drill_on_the_stack_itself_finds_all_as_it_was(stack: Stack) -> None:
-    outcome = drill_here(stack, yes=True)
+def test_drill_on_the_stack_itself_finds_all_as_it_was(stack: Stack, tmp_path: Path) -> None:
+    outcome = drill_here(stack, tmp_path / "kept", yes=True)
+    check_files(tmp_path / "kept", read_backup(tmp_path / "kept"))
     assert outcome.lines == []
     assert outcome.over_http == len(outcome.before.feeds) > 5
     assert all(log.events > 0 for log in outcome.before.logs.values())
