@@ -76,7 +76,7 @@ restore: ## Put a backup in the place of the databases, FROM=folder (KIND=dump: 
 	exec $(PYTHON) -m deploy.restore --from '$(FROM)' $(if $(KIND),--kind '$(KIND)') $(if $(filter-out 0,$(NOTHING_LOST)),--nothing-lost) $(if $(filter-out 0,$(YES)),--yes)
 
 drill: ## Restore a backup of the running stack on empty volumes and compare (HERE=1 YES=1: wipes this stack's own)
-	@exec $(PYTHON) -m deploy.drill $(if $(FROM),--from '$(FROM)') $(if $(filter-out 0,$(HERE)),--here) $(if $(filter-out 0,$(YES)),--yes)
+	@exec $(PYTHON) -m deploy.drill $(if $(FROM),--from '$(FROM)') $(if $(TO),--to '$(TO)') $(if $(filter-out 0,$(HERE)),--here) $(if $(filter-out 0,$(YES)),--yes)
 
 contracts: setup ## Write schemas/ anew after a change of shared/contracts
 	@$(IN_VENV) -m deploy.contracts

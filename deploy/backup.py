@@ -6,13 +6,14 @@ and the running server works once.
 """
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.backup_folder import BASE, DUMPS, Backup, check_room, check_target, new_folder, write_manifest
 from deploy.facts import read_facts
 from deploy.server import LENT_DATA, LIVE_SOCKET, Server, held_wal, megabytes, scratch
-from deploy.stack import SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
+from deploy.stack import BROKERS, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
 
 _SIZE = "SELECT sum(pg_database_size(oid)) FROM pg_database"
 
@@ -54,7 +55,8 @@ def back_up(stack: Stack, to: Path, say: Say) -> Backup:
     if (free := server.free_bytes()) < 2 * size:
         raise Unable(f"Docker has room for {megabytes(free)}, and the check needs up to {megabytes(2 * size)}")
     with new_folder(to) as folder:
-        backup = _write(server, folder, size, say)
+        brokers = len(set(BROKERS) & set(stack.made())) or 1
+        backup = replace(_write(server, folder, size, say), brokers=brokers)
         write_manifest(folder, backup)
     return backup
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy.facts import Facts, facts_of
 from deploy.server import CHUNK, megabytes
-from deploy.stack import SERVICES, Unable
+from deploy.stack import SERVICES, Unable, undisturbed
 
 FORMAT = "attache-backup-1"
 MANIFEST = "backup.json"
@@ -29,13 +29,17 @@ SPARE = 64 * CHUNK
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """What backup.json says. `taken_at` is an instant in ISO 8601, `unpacked_bytes` what the base takes in a volume."""
+    """What backup.json says. `taken_at` is an instant in ISO 8601, `unpacked_bytes` what the base takes in a volume.
+
+    `brokers` is how many of Kafka there were: of earlier releases' backups that is not known, and taken for one.
+    """
 
     taken_at: str
     postgres: str
     unpacked_bytes: int
     facts: Facts
     files: dict[str, dict[str, str | int]]
+    brokers: int = 1
 
     @property
     def major(self) -> int:
@@ -58,9 +62,20 @@ def new_folder(to: Path) -> Iterator[Path]:
     try:
         yield part
         part.rename(to)
+        _sync(to.parent)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """A new name in a folder is on the disk when the folder is."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def check_target(to: Path) -> None:
@@ -86,6 +101,7 @@ def write_manifest(folder: Path, backup: Backup) -> None:
         "taken_at": backup.taken_at,
         "postgres": backup.postgres,
         "unpacked_bytes": backup.unpacked_bytes,
+        "brokers": backup.brokers,
         **backup.facts.as_json(),
         "files": backup.files,
     }
@@ -129,6 +145,7 @@ def _backup_of(document: dict[str, Any]) -> Backup:
         unpacked_bytes=int(document["unpacked_bytes"]),
         facts=facts_of(document),
         files={name: {"sha256": file["sha256"], "bytes": file["bytes"]} for name, file in document["files"].items()},
+        brokers=int(document.get("brokers", 1)),
     )
     if backup.major < 1 or backup.files.keys() != {BASE, *DUMPS.values()}:
         raise ValueError("files")

@@ -7,22 +7,31 @@ stack whose loss is no harm, or for a window of maintenance. Exit code 1 if anyt
 
 import contextlib
 import shutil
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.backup import back_up
-from deploy.backup_folder import check_files, read_backup
+from deploy.backup_folder import check_files, check_target, read_backup
+from deploy.drill_copy import copy_of
 from deploy.drill_feeds import Door, Link, Served, unlike
-from deploy.env_file import read_env
 from deploy.facts import Facts, differences, feed_differences, read_facts
 from deploy.restore import asked, restore
 from deploy.server import Server
-from deploy.stack import CLUSTER, SERVICES, Parser, Stack, Unable, code_of, docker, end_in_order
+from deploy.stack import (
+    SERVICES,
+    Parser,
+    Stack,
+    Unable,
+    code_of,
+    end_in_order,
+    start_again,
+    undisturbed,
+)
 
 SETTLE_SECONDS = 300.0
 STOPPED = ("proxy", *SERVICES)
@@ -61,12 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--here", action="store_true", help="wipe and restore the running stack itself")
     parser.add_argument("--yes", action="store_true", help="with --here: its volumes may be wiped")
     parser.add_argument("--from", type=Path, dest="folder", help="a backup to try; else one is taken")
+    parser.add_argument("--to", type=Path, help="with --here: a new folder for the backup (else one in ~)")
     parsed = parser.parse_args(arguments)
     if parsed.here and parsed.folder:
         parser.error("a drill on the running stack takes a backup of its own: leave FROM out")
+    if parsed.to and not parsed.here:
+        parser.error("the backup of a drill on a copy is not kept: make backup TO=folder keeps one")
     try:
         stack = Stack.here()
-        outcome = drill_here(stack, yes=parsed.yes) if parsed.here else drill_copy(stack, parsed.folder)
+        outcome = drill_here(stack, parsed.to, yes=parsed.yes) if parsed.here else drill_copy(stack, parsed.folder)
     except (Unable, OSError) as error:
         print(f"drill: {error}", file=sys.stderr)
         return 1
@@ -89,7 +101,7 @@ def say(line: str) -> None:
 
 def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
     """Restore a backup into a second project and compare it with what the backup says. Raises `Unable`."""
-    with _backup_of(stack, folder) as backup, _copy_of(stack) as copy:
+    with _backup_of(stack, folder) as backup, copy_of(stack, say) as copy:
         before = read_backup(backup).facts
         _check_something(before)
         restore(copy, backup, "base", say, lambda _: True, nothing_lost=True)
@@ -97,33 +109,37 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
         copy.up()
         after = settled(copy)
         door = Door(copy)
-        links, refused = door.issue(before.feeds)
+        links: dict[str, Link] = {}
+        refused = door.issue(before.feeds, links)
         served = door.fetch(links, before.feeds)
     return Outcome(
         before=before, after=after, over_http=len(served), http_lines=unlike(before.feeds, served), notes=refused
     )
 
 
-def drill_here(stack: Stack, *, yes: bool) -> Outcome:
+def drill_here(stack: Stack, to: Path | None = None, *, yes: bool) -> Outcome:
     """Wipe every volume of the running stack, restore and compare. Raises `Unable`; the backup is never removed."""
+    to = to or Path.home() / f"attache-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    check_target(to)
     if lacking := {"postgres", *STOPPED} - set(stack.running()):
         raise Unable(f"{' and '.join(sorted(lacking))} must run: start the stack first (make up)")
     what = f"drill: every volume of {stack.project} will be wiped and the databases restored from a backup"
     if not yes and not asked(what):
         raise Unable(f"every volume of {stack.project} would be wiped: say YES=1 if that is wanted")
     feeds = settled(stack).feeds
-    links, refused = Door(stack).issue(feeds)
-    with _nothing_lost(stack, links):
+    with _passing_links(stack) as links:
+        refused = Door(stack).issue(feeds, links)
         served = Door(stack).fetch(links, settled(stack).feeds)
         ran = Ran(stack)
-        stack.compose("stop", *STOPPED)
-        folder, before = _whole_backup(stack)
-    try:
-        after, again = _wiped(stack, folder, ran, links)
-    except BaseException:
-        print(f"drill: the backup is kept: make restore FROM={folder} YES=1", file=sys.stderr)
-        raise
-    say(f"the backup is kept in {folder}")
+        with _stopped(stack):
+            before = _whole_backup(stack, to)
+        try:
+            after, again = _wiped(stack, to, ran, links)
+        except BaseException:
+            again_by = f"make restore FROM={to.absolute()} NOTHING_LOST=1 YES=1, then {stack.make_up}"
+            print(f"drill: the backup is kept: {again_by}", file=sys.stderr)
+            raise
+    say(f"the backup is kept in {to.absolute()}")
     lines = unlike(before.feeds, again) + _changed(served, again)
     return Outcome(before=before, after=after, over_http=len(again), http_lines=lines, notes=refused)
 
@@ -137,36 +153,51 @@ class Ran:
 
 
 @contextlib.contextmanager
-def _nothing_lost(stack: Stack, links: dict[str, Link]) -> Iterator[None]:
-    """Whatever goes wrong in here, the containers that it stops are started again, and the links of the drill end."""
+def _passing_links(stack: Stack) -> Iterator[dict[str, Link]]:
+    """Links for the drill by their audience, to be filled in here: whatever happens, they end, or are named."""
+    links: dict[str, Link] = {}
+    try:
+        yield links
+    finally:
+        with undisturbed():
+            try:
+                if links:
+                    say("revoking the links of the drill, a signal waits for that")
+                    Door(stack).revoke(links)
+            except (Unable, OSError) as error:
+                ids = " ".join(link.id for link in links.values())
+                how = "POST /notifications/feed-links/ID/revoke when the stack runs"
+                print(f"drill: these links of the drill still stand: {ids} ({error}): {how}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _stopped(stack: Stack) -> Iterator[None]:
+    """Nobody writes in here. Whatever goes wrong, what was stopped is started again."""
     containers = stack.containers(*STOPPED)
     try:
+        stack.compose("stop", *STOPPED)
         yield
     except BaseException as error:
-        say("nothing was wiped; starting again what was stopped")
-        try:
-            docker("start", *containers)
-        except Unable as other:
-            what = error if isinstance(error, Exception) else "interrupted"
-            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
-        if isinstance(error, Exception):
-            with contextlib.suppress(Unable):
-                Door(stack).revoke(links)
+        say("nothing was wiped; starting again what was stopped, a signal waits for that")
+        start_again(containers, error)
         raise
 
 
-def _whole_backup(stack: Stack) -> tuple[Path, Facts]:
-    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left."""
-    beside = Path(tempfile.mkdtemp(prefix="attache-drill-"))
+def _whole_backup(stack: Stack, to: Path) -> Facts:
+    """A backup that was read once more after it was written, and what is in it. Raises `Unable`; then none is left.
+
+    It is for a while the only copy of all that there is: so not where what is temporary stands, often in memory alone.
+    """
+    say(f"the backup comes to {to.absolute()}")
+    before = back_up(stack, to, say).facts
     try:
-        folder = beside / "backup"
-        before = back_up(stack, folder, say).facts
         _check_something(before)
-        check_files(folder, read_backup(folder))
+        check_files(to, read_backup(to))
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(to, ignore_errors=True)
         raise
-    return folder, before
+    return before
 
 
 def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tuple[Facts, dict[str, Served]]:
@@ -176,10 +207,7 @@ def _wiped(stack: Stack, folder: Path, ran: Ran, links: dict[str, Link]) -> tupl
     restore(stack, folder, "base", say, lambda _: True, nothing_lost=True)
     stack.up(*ran.services, scale=ran.scale)
     after = settled(stack)
-    door = Door(stack)
-    again = door.fetch(links, after.feeds)
-    door.revoke(links)
-    return after, again
+    return after, Door(stack).fetch(links, after.feeds)
 
 
 def settled(stack: Stack) -> Facts:
@@ -220,26 +248,8 @@ def _backup_of(stack: Stack, folder: Path | None) -> Iterator[Path]:
         back_up(stack, beside / "backup", say)
         yield beside / "backup"
     finally:
-        shutil.rmtree(beside)
-
-
-@contextlib.contextmanager
-def _copy_of(stack: Stack) -> Iterator[Stack]:
-    """A project of its own with the same image and secrets, begun with nothing and removed with all that it held."""
-    environment = {
-        **stack.environment,  # where the secrets are may be said there alone, and not in an .env
-        **dict.fromkeys(read_env(CLUSTER), ""),  # one broker is enough, and never a Kafka that the stack shares
-        "PORT": str(_free_port()),
-        "BIND": "127.0.0.1",
-        "ATTACHE_IMAGE": stack.config["services"]["schedule"]["image"],
-    }
-    copy = Stack(f"{stack.project}-drill", environment)
-    copy.compose("--profile", "*", "down", "--volumes")  # left by one that was killed
-    try:
-        yield copy
-    finally:
-        say(f"removing the copy, {copy.project}")
-        copy.compose("--profile", "*", "down", "--volumes")
+        with undisturbed():
+            shutil.rmtree(beside)
 
 
 def _check_something(before: Facts) -> None:
@@ -272,11 +282,6 @@ def table(outcome: Outcome) -> list[str]:
     wrong = len({line.split(":")[0] for line in outcome.http_lines})
     lines.append(f"feeds equal over HTTP, bytes and ETag: {outcome.over_http - wrong} of {outcome.over_http}")
     return [*lines, *outcome.notes, *outcome.lines, "all is as it was" if not outcome.lines else "NOT as it was"]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from deploy.facts import Feed
 from deploy.stack import Stack, Unable
 
 PATIENCE_SECONDS = 30.0
+OVER = (404, 409)
+"""A link that is not there, or revoked already."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A proxy that the environment names is not on the way to this machine's own stack."""
 
@@ -46,9 +48,12 @@ class Door:
         self.address = f"http://{stack.compose('port', 'proxy', '8080').strip()}"
         self._token = stack.secret("planner_token")
 
-    def issue(self, feeds: Sequence[Feed]) -> tuple[dict[str, Link], list[str]]:
-        """A link for each feed by its audience, and a line for each that may not have one any more."""
-        links, refused = {}, []
+    def issue(self, feeds: Sequence[Feed], links: dict[str, Link]) -> list[str]:
+        """A line for each feed that may not have a link any more; the others' come into `links`, by their audience.
+
+        So those that were made are known also where this ends half way.
+        """
+        refused = []
         for feed in feeds:
             command: dict[str, Any] = {"delegation": feed.delegation, "level": feed.level, "label": "Restore drill"}
             if feed.alarm_seconds >= 0:
@@ -59,12 +64,15 @@ class Door:
                 links[feed.audience] = Link(id=answer["id"], path=path)
             else:
                 refused.append(f"feed {feed.audience}: no link can be issued ({answer.get('detail', status)})")
-        return links, refused
+        return refused
 
-    def revoke(self, links: Mapping[str, Link]) -> None:
-        """End the links."""
-        for link in links.values():
-            self._post(f"/notifications/feed-links/{link.id}/revoke", {"reason": "The drill is over"})
+    def revoke(self, links: dict[str, Link]) -> None:
+        """End the links, and leave in `links` those that still stand. Raises `Unable` at the first of them."""
+        for audience, link in list(links.items()):
+            status, answer = self._post(f"/notifications/feed-links/{link.id}/revoke", {"reason": "The drill is over"})
+            if status >= 300 and status not in OVER:
+                raise Unable(str(answer.get("detail", f"the proxy answers with {status}")))
+            del links[audience]
 
     def fetch(self, links: Mapping[str, Link], feeds: Sequence[Feed]) -> dict[str, Served]:
         """Each feed by its audience; one that is not yet its newest body is asked for again for a while.

@@ -14,8 +14,20 @@ from typing import NamedTuple
 
 from deploy.backup_folder import BASE, DUMPS, Backup, check_files, major, read_backup
 from deploy.facts import Facts, differences, read_facts, read_log
-from deploy.server import HOME, LENT_DATA, Server, lent, megabytes
-from deploy.stack import BROKERS, ROOT, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
+from deploy.server import HOME, LENT_DATA, Server, lent, megabytes, passing
+from deploy.stack import (
+    BROKERS,
+    ROOT,
+    SERVICES,
+    Parser,
+    Say,
+    Stack,
+    Unable,
+    code_of,
+    end_in_order,
+    start_again,
+    undisturbed,
+)
 
 REPLACED = f"{HOME}/replaced"
 MARKER = f"{HOME}/restore-unfinished"
@@ -88,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         stack = Stack.here()
-        restore(
+        backup = restore(
             stack,
             parsed.folder,
             parsed.kind,
@@ -102,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print("restore: interrupted; run it again, or start the stack with what it had (make up)", file=sys.stderr)
         return code_of(interruption)
-    say(f"done; go on with {stack.make_up}")
+    say(f"done; go on with {go_on(stack, backup)}")
     return 0
 
 
@@ -119,7 +131,7 @@ def asked(what: str) -> bool:
         return False
 
 
-def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, nothing_lost: bool = False) -> None:
+def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, nothing_lost: bool = False) -> Backup:
     """Replace the stack's databases by a backup. Raises `Unable`, OSError; then what was there is there still.
 
     Each calendar entry is told anew as a newer one, unless nothing is lost, that is nobody was shown anything since:
@@ -130,8 +142,8 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
     check_revisions(backup)
     say(f"the backup of {backup.taken_at}: reading all of it")
     check_files(folder, backup)
-    start_brokers(stack, say)
-    with _postgres_stopped(stack), lent(stack) as server:
+    start_brokers(stack, backup, say)
+    with _postgres_stopped(stack, say), lent(stack) as server:
         check_version(server, backup, kind)
         data = server.run("printenv", "PGDATA").strip()
         above, same = _agreed(server, data, backup, agree)
@@ -142,11 +154,19 @@ def restore(stack: Stack, folder: Path, kind: str, say: Say, agree: Agree, *, no
             _fill(server, folder, backup, kind, say)
             _tell(stack, server, ["--above", str(above), *(["--nothing-lost"] if nothing_lost else [])], say)
         except BaseException:
-            with contextlib.suppress(Unable):
+            with undisturbed(), contextlib.suppress(Unable):
                 server.run("bash", "-c", f"rm -rf {LENT_DATA} {MARKER}")
             raise
         server.run("bash", "-c", _SWAP, LENT_DATA, data, REPLACED)
         server.run("rm", "-rf", MARKER, REPLACED)
+    return backup
+
+
+def go_on(stack: Stack, backup: Backup) -> str:
+    """The words that start the stack afterwards."""
+    if backup.brokers == 1 or len(stack.brokers) > 1 or _has_kafka(stack):
+        return stack.make_up
+    return "make up CLUSTER=1, as where the backup is from (make up: with one broker)"
 
 
 def check_stopped(stack: Stack) -> None:
@@ -173,33 +193,36 @@ def check_version(server: Server, backup: Backup, kind: str) -> None:
         raise Unable(f"the backup is of PostgreSQL {backup.major}, this is {here}: use postgres:{backup.major}")
 
 
-def start_brokers(stack: Stack, say: Say) -> None:
-    """So that the highest epoch that was told can be read there; without a broker the relays look later."""
+def start_brokers(stack: Stack, backup: Backup, say: Say) -> None:
+    """So that the highest epoch that was told can be read there; without a broker the relays look later.
+
+    Where no Kafka is and there were more brokers than these settings say, whoever starts the stack decides: a volume
+    that one broker has made is of no use to three.
+    """
     try:
         if brokers := [name for name in stack.made() if name in BROKERS]:
             stack.compose("start", *brokers)
-        elif len(brokers := stack.brokers) > 1 or (brokers and not _was_a_cluster(stack)):
+        elif (brokers := stack.brokers) and (backup.brokers <= len(brokers) or _has_kafka(stack)):
             stack.up(*brokers)
     except Unable as error:
         say(f"Kafka does not start ({error}); going on without")
 
 
-def _was_a_cluster(stack: Stack) -> bool:
-    """One broker of three says nothing, and these settings speak of one."""
-    return stack.volume("kafka-2") in docker("volume", "ls", "--quiet").split()
+def _has_kafka(stack: Stack) -> bool:
+    return "kafka" in stack.made() or stack.has_volume("kafka")
 
 
 @contextlib.contextmanager
-def _postgres_stopped(stack: Stack) -> Iterator[None]:
+def _postgres_stopped(stack: Stack, say: Say) -> Iterator[None]:
     """The stack's own server ends, and comes back where nothing came of it."""
-    ran = "postgres" in stack.running()
-    stack.compose("stop", "postgres")
+    ran = stack.containers("postgres") if "postgres" in stack.running() else []
     try:
+        stack.compose("stop", "postgres")
         yield
-    except BaseException:
+    except BaseException as error:
         if ran:
-            with contextlib.suppress(Unable):
-                stack.compose("start", "postgres")
+            say("starting the database again; a signal waits for that")
+            start_again(ran, error)
         raise
 
 
@@ -281,10 +304,12 @@ def _load(server: Server, folder: Path, name: str) -> None:
 
 def _tell(stack: Stack, server: Server, what: Sequence[str], say: Say) -> None:
     """Bring the schema to this release and raise the epochs, by the services' own jobs; then stop the server."""
-    job: Sequence[str] = ("run", "--rm", "--no-deps", "-T", "migrate", "python", "-m", "services")
-    stack.compose("--progress", "quiet", *job, "migrate")
-    for line in stack.compose("--progress", "quiet", *job, "restored", *what).splitlines():
-        say(f"  {line}")
+    with passing(f"{stack.project}-telling") as name:
+        run: Sequence[str] = ("--progress", "quiet", "run", "--rm", "--no-deps", "-T", "--name", name)
+        job = ("migrate", "python", "-m", "services")
+        stack.compose(*run, *job, "migrate")
+        for line in stack.compose(*run, *job, "restored", *what).splitlines():
+            say(f"  {line}")
     server.stop_data(LENT_DATA)
 
 

@@ -9,11 +9,11 @@ import os
 import secrets
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.stack import Say, Stack, Unable, docker, last_line, start
+from deploy.stack import Say, Stack, Unable, docker, finished, last_line, start, undisturbed
 
 HOME = "/var/lib/postgresql"
 LIVE_SOCKET = "/var/run/postgresql"
@@ -35,11 +35,11 @@ class Server:
         options = ["--env", "PGOPTIONS=-c timezone=UTC", "--user", "postgres"]
         psql = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-F", "\t", "-U", "postgres", "-h", self.socket]
         asked = start(["exec", *options, self.container, *psql, "-d", database, "-c", query], stdin=subprocess.DEVNULL)
-        with _errors_of(asked) as errors:
+        with _words_of(asked) as words:
             for line in asked.stdout or ():
                 yield line.decode().rstrip("\n").split("\t")
             if asked.wait():
-                raise Unable(f"{database}: {last_line(bytes(errors)) or 'psql failed'}")
+                raise Unable(f"{database}: {words() or 'psql failed'}")
 
     def value(self, database: str, query: str) -> str:
         """The first value of the first row."""
@@ -58,7 +58,7 @@ class Server:
         made = start(["exec", "--user", "postgres", self.container, *command], stdin=subprocess.DEVNULL)
         digest, size, said = hashlib.sha256(), 0, SAID_EVERY
         path.touch(0o600, exist_ok=False)
-        with _errors_of(made) as errors, path.open("wb") as file:
+        with _words_of(made) as words, path.open("wb") as file:
             while made.stdout is not None and (chunk := made.stdout.read(CHUNK)):
                 file.write(chunk)
                 digest.update(chunk)
@@ -67,7 +67,7 @@ class Server:
                     say(f"  {path.name}: {megabytes(size)} so far")
                     said += SAID_EVERY
             if made.wait():
-                raise Unable(f"{path.name}: {last_line(bytes(errors)) or f'{command[0]} failed'}")
+                raise Unable(f"{path.name}: {words() or f'{command[0]} failed'}")
             file.flush()
             os.fsync(file.fileno())
         return {"sha256": digest.hexdigest(), "bytes": size}
@@ -76,7 +76,7 @@ class Server:
         """Run a command with a file as its input. Raises `Unable`."""
         with path.open("rb") as file:
             done = start(["exec", "--interactive", "--user", "postgres", self.container, *command], stdin=file.fileno())
-            _, errors = done.communicate()
+            _, errors = finished(done)
         if done.returncode:
             raise Unable(f"{path.name}: {last_line(errors) or f'{command[0]} failed'}")
 
@@ -122,25 +122,33 @@ def scratch(image: str) -> Iterator[Server]:
             raise Unable(last_line(held.stderr.read()) or f"no container of {image} starts")
         yield Server(container=name, socket=LENT_SOCKET)
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            held.stdin.close()
-        held.wait()
-        held.stdout.close()
-        held.stderr.close()
+        with undisturbed():
+            with contextlib.suppress(BrokenPipeError):
+                held.stdin.close()
+            held.wait()
+            held.stdout.close()
+            held.stderr.close()
 
 
 @contextlib.contextmanager
 def lent(stack: Stack) -> Iterator[Server]:
     """A container with the stack's own volume, network name and secrets of `postgres`, in which no server runs yet."""
-    name = f"{stack.project}-restoring"
+    with passing(f"{stack.project}-restoring") as name:
+        run = ["run", "--detach", "--no-deps", "--use-aliases", "--name", name, "--entrypoint", "sleep"]
+        stack.compose("--progress", "quiet", *run, "postgres", "infinity")
+        yield Server(container=name, socket=LENT_SOCKET)
+
+
+@contextlib.contextmanager
+def passing(name: str) -> Iterator[str]:
+    """The name for a container that is gone afterwards: a `docker` that is interrupted may leave it running."""
     with contextlib.suppress(Unable):
         docker("rm", "--force", name)  # left by one that was killed
-    run = ["run", "--detach", "--no-deps", "--use-aliases", "--name", name, "--entrypoint", "sleep"]
-    stack.compose("--progress", "quiet", *run, "postgres", "infinity")
     try:
-        yield Server(container=name, socket=LENT_SOCKET)
+        yield name
     finally:
-        docker("rm", "--force", name)
+        with undisturbed():
+            docker("rm", "--force", name)
 
 
 @contextlib.contextmanager
@@ -150,16 +158,18 @@ def held_wal(server: Server) -> Iterator[None]:
     session = start(["exec", "--interactive", "--user", "postgres", server.container, *psql])
     assert session.stdin is not None
     assert session.stdout is not None
-    with _errors_of(session) as errors:
+    with _words_of(session) as words:
         try:
             name = f"attache_backup_{secrets.token_hex(4)}"
-            session.stdin.write(f"SELECT pg_create_physical_replication_slot('{name}', true, true);\n".encode())
-            session.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # one that has ended says why itself
+                session.stdin.write(f"SELECT pg_create_physical_replication_slot('{name}', true, true);\n".encode())
+                session.stdin.flush()
             if not session.stdout.readline():
-                raise Unable(f"the server keeps no WAL for a backup: {last_line(bytes(errors))}")
+                raise Unable(f"the server keeps no WAL for a backup: {words() or 'psql failed'}")
             yield
         finally:
-            session.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                session.stdin.close()
             session.wait()
 
 
@@ -169,18 +179,25 @@ def megabytes(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _errors_of(process: subprocess.Popen[bytes]) -> Iterator[bytearray]:
-    """What it says on standard error, read aside so that it never waits for us; ended when this is left."""
+def _words_of(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], str]]:
+    """Its last line on standard error, for when it has ended; read aside so that it never waits for us.
+
+    It is ended when this is left.
+    """
     errors = bytearray()
 
     def read() -> None:
         for line in process.stderr or ():
             errors.extend(line)
 
+    def words() -> str:
+        reader.join()
+        return last_line(bytes(errors))
+
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        yield errors
+        yield words
     finally:
         if process.poll() is None and (process.stdin is None or process.stdin.closed):
             process.kill()

@@ -4,11 +4,14 @@ Standard library alone: backup, restore and drill run where nothing but Python a
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +24,10 @@ SERVICES = ("schedule", "participants", "notifications")
 BROKERS = ("kafka", "kafka-2", "kafka-3")
 CLUSTER = ROOT / "deploy" / "cluster.env"
 """What `make up CLUSTER=1` says besides."""
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_SECONDS = 30.0
+"""So long may a program that is asked to end go on."""
 
 Say = Callable[[str], None]
 """Where a line of progress goes."""
@@ -48,6 +55,24 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """In here something is taken back: what would end this program waits, and counts if nothing else ends it."""
+    if threading.current_thread() is not threading.main_thread():  # signals never come to another one
+        yield
+        return
+    came: list[int] = []
+    heard = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came and sys.exc_info()[0] is None:
+        raise KeyboardInterrupt(came[0])
+
+
 def code_of(interruption: KeyboardInterrupt) -> int:
     """The exit code, as a shell has it."""
     return 128 + int(next(iter(interruption.args), signal.SIGINT))
@@ -66,9 +91,11 @@ class Stack:
 
     @classmethod
     def here(cls) -> "Stack":
-        """The one that runs here, as it was started: where it has more brokers than its settings say, as a cluster."""
+        """The one that is here, as it was started: where it has more brokers than its settings say, as a cluster."""
         stack = cls()
-        if set(BROKERS[1:]).isdisjoint(stack.made()) or len(stack.brokers) > 1:
+        made = set(BROKERS) & set(stack.made())
+        cluster = made - {"kafka"} if made else stack.has_volume("kafka-2")  # make down leaves the volumes
+        if not cluster or len(stack.brokers) > 1:
             return stack
         given = in_force(read_env(CLUSTER))
         profiles = f"{os.environ.get('COMPOSE_PROFILES', '')},cluster"
@@ -93,17 +120,18 @@ class Stack:
         """Those that Compose would start."""
         return [name for name in self.compose("config", "--services").split() if name in BROKERS]
 
-    def volume(self, name: str) -> str:
-        """The whole name of a volume. Docker's own filter by name takes each that has it somewhere in its own."""
-        return str(self.config["volumes"][name]["name"])
+    def has_volume(self, volume: str) -> bool:
+        """Whether it is there. Docker's own filter by name takes each that has a name somewhere in its own."""
+        name = (self.config.get("volumes") or {}).get(volume, {}).get("name")
+        return name is not None and name in docker("volume", "ls", "--quiet").split()
 
     def compose(self, *arguments: str) -> str:
         """The output of `docker compose ARGUMENTS`. Raises `Unable` with its last line where it fails."""
         return docker("compose", *arguments, environment=self.environment)
 
     def running(self) -> list[str]:
-        """The services of which a container runs."""
-        return sorted(self.compose("ps", "--services", "--status", "running").split())
+        """The services of which a container runs. (`--status` would count those of `docker compose run` too.)"""
+        return sorted(self.compose("ps", "--services").split())
 
     def made(self) -> list[str]:
         """The services of which there is a container, running or not."""
@@ -114,8 +142,8 @@ class Stack:
         return next(iter(self.containers(service)), None) if service in self.made() else None
 
     def containers(self, *services: str) -> list[str]:
-        """The ids of all running containers of services that there are."""
-        return self.compose("ps", "--quiet", "--status", "running", *services).split()
+        """The ids of all running containers of services that there are, without those of `docker compose run`."""
+        return self.compose("ps", "--quiet", *services).split()
 
     def up(self, *services: str, scale: Mapping[str, int] | None = None) -> None:
         """Start these, or all, and wait until they are healthy; nothing is built. `scale` says how many of which."""
@@ -133,7 +161,7 @@ class Stack:
 def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """The output of a `docker` command. Raises `Unable` with its last line where it fails."""
     done = start(arguments, environment=environment, stdin=subprocess.DEVNULL)
-    output, errors = done.communicate()
+    output, errors = finished(done)
     if done.returncode:
         raise Unable(last_line(errors) or f"docker {' '.join(arguments)} ended with {done.returncode}")
     return output.decode()
@@ -142,7 +170,10 @@ def docker(*arguments: str, environment: Mapping[str, str] | None = None) -> str
 def start(
     arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, stdin: int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
-    """A `docker` command that goes on by itself, with pipes. Raises `Unable` where there is no such program."""
+    """A `docker` command that goes on by itself, with pipes. Raises `Unable` where there is no such program.
+
+    It has a session of its own: a terminal's Ctrl-C comes to this program alone, which knows what has to end.
+    """
     try:
         return subprocess.Popen(
             ["docker", *arguments],
@@ -151,9 +182,44 @@ def start(
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise Unable("there is no program docker: install Docker with Compose v2") from None
+
+
+def finished(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """All that it puts out, when it has ended. An interruption ends it first: it does not go on beside what follows."""
+    try:
+        return process.communicate()
+    except BaseException:
+        with undisturbed():
+            _end(process)
+        raise
+
+
+def start_again(containers: Sequence[str], error: BaseException) -> None:
+    """Start what an error left stopped, or half way there. Raises `Unable` where that fails too.
+
+    The engine goes on stopping what it has begun to stop, also after a start: so they stop to the end first.
+    """
+    with undisturbed():
+        with contextlib.suppress(Unable):
+            docker("stop", *containers)
+        try:
+            docker("start", *containers)
+        except Unable as other:
+            what = error if isinstance(error, Exception) else "interrupted"
+            raise Unable(f"{what}; and it does not start again: {other} (docker compose start)") from error
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)  # Compose is a child of docker's
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=END_SECONDS)
+            return
 
 
 def last_line(output: bytes) -> str:

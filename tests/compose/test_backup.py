@@ -9,18 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from deploy.backup import back_up
-from deploy.backup_folder import BASE, read_backup
+from deploy.backup_folder import BASE, check_files, read_backup
 from deploy.drill import drill_copy, drill_here, settled, table
 from deploy.drill_feeds import Door, Link
 from deploy.env_file import read_env
-from deploy.facts import Facts, differences, read_facts
+from deploy.facts import Facts, Feed, differences, read_facts
 from deploy.kafka_node import free_port
 from deploy.make_secrets import make
 from deploy.restore import MARKER, restore
@@ -83,6 +83,13 @@ def planner(stack: Stack) -> Iterator[httpx.Client]:
         yield client
 
 
+def issued(stack: Stack, feeds: Sequence[Feed]) -> dict[str, Link]:
+    """A link for each feed, by its audience."""
+    links: dict[str, Link] = {}
+    Door(stack).issue(feeds, links)
+    return links
+
+
 def calendars(stack: Stack, links: Mapping[str, Link]) -> dict[str, str]:
     """Each feed by its audience, lines unfolded."""
     with planner(stack) as client:
@@ -116,8 +123,9 @@ def cancel_a_meeting(stack: Stack, trip: str) -> str:
     return str(meeting["id"])
 
 
-def test_drill_on_the_stack_itself_finds_all_as_it_was(stack: Stack) -> None:
-    outcome = drill_here(stack, yes=True)
+def test_drill_on_the_stack_itself_finds_all_as_it_was(stack: Stack, tmp_path: Path) -> None:
+    outcome = drill_here(stack, tmp_path / "kept", yes=True)
+    check_files(tmp_path / "kept", read_backup(tmp_path / "kept"))
     assert outcome.lines == []
     assert outcome.over_http == len(outcome.before.feeds) > 5
     assert all(log.events > 0 for log in outcome.before.logs.values())
@@ -131,6 +139,16 @@ def test_drill_on_a_copy_leaves_the_running_stack_as_it_is(stack: Stack) -> None
     assert outcome.over_http == len(before.feeds)
     assert settled(stack) == before == outcome.before
     assert [name for name in volumes() if name.startswith(f"{stack.project}-drill")] == []
+
+
+def test_a_container_of_compose_run_is_none_of_a_service(stack: Stack) -> None:
+    running, schedule = stack.running(), stack.containers("schedule")
+    once = ["run", "--detach", "--rm", "--no-deps", "--entrypoint", "sleep"]
+    made = [stack.compose(*once, name, "infinity").strip() for name in ("doctor", "schedule")]
+    try:
+        assert (stack.running(), stack.containers("schedule")) == (running, schedule)
+    finally:
+        subprocess.run(["docker", "rm", "--force", *made], capture_output=True, check=True)
 
 
 def volumes() -> list[str]:
@@ -205,7 +223,7 @@ def test_restore_to_an_earlier_point_with_a_newer_kafka(
     stack: Stack, tmp_path: Path, quiet: Callable[[str], None]
 ) -> None:
     feeds = settled(stack).feeds
-    links, _ = Door(stack).issue(feeds)
+    links = issued(stack, feeds)
     before = settled(stack)
     then = calendars(stack, links)
     back_up(stack, tmp_path / "backup", quiet)
@@ -265,7 +283,7 @@ def test_interrupted_restore_starts_nothing_and_is_repaired(
 
 def test_lost_kafka_volume_changes_no_byte(stack: Stack) -> None:
     before = settled(stack)
-    links, _ = Door(stack).issue(before.feeds)
+    links = issued(stack, before.feeds)
     facts = settled(stack)
     then = Door(stack).fetch(links, facts.feeds)
     stack.compose("rm", "--stop", "--force", "kafka")

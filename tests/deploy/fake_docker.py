@@ -13,9 +13,17 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """#!{python}
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 here = pathlib.Path(__file__).parent
 asked = " ".join(sys.argv[1:])
+def end(number=None, _=None):
+    time.sleep({moment})
+    with (here / "ended").open("a") as file:
+        file.write(asked + "\\n")
+    sys.exit(number and 128 + number)
+signal.signal(signal.SIGINT, end)
+with (here / "sessions").open("a") as file:
+    file.write(str(os.getsid(0)) + "\\n")
 with (here / "asked").open("a") as file:
     file.write(asked + "\\n")
 with (here / "environments").open("a") as file:
@@ -28,8 +36,9 @@ for part, (output, errors, code) in json.loads((here / "answers.json").read_text
             for line in sys.stdin.buffer:
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
-            with (here / "ended").open("a") as file:
-                file.write(asked + "\\n")
+            end()
+        if code == {lasts}:
+            end()
         asker = os.getppid()
         while code == {hangs} and os.getppid() == asker:
             time.sleep(0.05)
@@ -40,7 +49,10 @@ Answer = tuple[str, str, int]
 ECHOES: Answer = ("", "", -1)
 """It gives back what comes in, as long as something may come."""
 HANGS: Answer = ("", "", -2)
-"""It does not end before the one that asked."""
+"""It does not end before the one that asked, or a moment after it was interrupted."""
+LASTS: Answer = ("", "", -3)
+"""It takes a moment."""
+MOMENT_SECONDS = 0.5
 
 
 class FakeDocker:
@@ -50,7 +62,8 @@ class FakeDocker:
         self._folder = folder
         folder.mkdir()
         program = folder / "docker"
-        program.write_text(PROGRAM.format(python=sys.executable, echoes=ECHOES[2], hangs=HANGS[2]))
+        codes = {"echoes": ECHOES[2], "hangs": HANGS[2], "lasts": LASTS[2]}
+        program.write_text(PROGRAM.format(python=sys.executable, moment=MOMENT_SECONDS, **codes))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         self.answer({})
@@ -67,8 +80,13 @@ class FakeDocker:
 
     @property
     def ended(self) -> list[str]:
-        """Those that gave back what came in, and have ended since."""
+        """Those that did not end at once, and have ended since."""
         return self._lines("ended")
+
+    @property
+    def sessions(self) -> set[int]:
+        """The sessions that they were in."""
+        return {int(line) for line in self._lines("sessions")}
 
     @property
     def environments(self) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def test_backup_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = write_backup(tmp_path / "backup")
     assert read_backup(folder) == BACKUP
     check_files(folder, BACKUP)
+
+
+def test_backup_of_three_brokers_is_read_as_one_and_an_older_one_as_of_one(tmp_path: Path) -> None:
+    backup = replace(BACKUP, brokers=3)
+    folder = write_backup(tmp_path / "backup", backup)
+    assert read_backup(folder) == backup
+    document = json.loads((folder / "backup.json").read_text())
+    del document["brokers"]
+    (folder / "backup.json").write_text(json.dumps(document))
+    assert read_backup(folder) == BACKUP
 
 
 def test_manifest_names_what_a_person_asks_for(tmp_path: Path) -> None:
@@ -125,6 +136,18 @@ def test_folder_is_there_only_when_all_was_written(tmp_path: Path) -> None:
         (folder / BASE).write_bytes(b"whole")
     assert [*tmp_path.iterdir()] == [to]
     assert to.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_name_of_a_finished_folder_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def fsync(opened: int) -> None:
+        synced.append((os.fstat(opened).st_ino, (tmp_path / "backup").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with new_folder(tmp_path / "backup"):
+        pass
+    assert synced == [(tmp_path.stat().st_ino, True)]
 
 
 def test_what_a_killed_backup_left_is_no_hindrance(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """A drill on the running stack: what ran before runs again, and nothing is wiped for a backup that is not whole."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy import drill
-from deploy.backup_folder import BASE, Backup
+from deploy.backup_folder import BASE, Backup, check_files
 from deploy.drill_feeds import Link, Served
 from deploy.env_file import read_env
 from deploy.facts import Facts
-from deploy.stack import CLUSTER, Say, Stack, Unable
-from tests.deploy.fake_docker import Answer, FakeDocker
+from deploy.stack import CLUSTER, ENDING, Say, Stack, Unable, end_in_order, undisturbed
+from tests.deploy.fake_docker import HANGS, LASTS, Answer, FakeDocker
+from tests.deploy.test_backup_end import until
 from tests.deploy.test_backup_folder import BACKUP, FACTS, FEED, write_backup
 from tests.deploy.test_backup_words import docker, refusal
 
@@ -22,6 +26,7 @@ SERVICES = "notifications\nparticipants\npostgres\nprometheus\nproxy\nschedule\n
 LINK = Link(id="l1", path="/feeds/x.ics")
 SERVED = Served(status=200, etag=FEED.etag, last_modified="", sha256=FEED.sha256)
 START = "start c1 c2 c3 c4 c5"
+STOP_TO_THE_END = "stop c1 c2 c3 c4 c5"
 STOP = "compose stop proxy schedule participants notifications"
 
 
@@ -33,8 +38,9 @@ class Door:
     def __init__(self, stack: Stack) -> None:
         """It needs nothing of the stack."""
 
-    def issue(self, _feeds: object) -> tuple[dict[str, Link], list[str]]:
-        return {FEED.audience: LINK}, []
+    def issue(self, _feeds: object, links: dict[str, Link]) -> list[str]:
+        links[FEED.audience] = LINK
+        return []
 
     def fetch(self, links: Mapping[str, Link], _feeds: object) -> dict[str, Served]:
         return dict.fromkeys(links, SERVED)
@@ -50,7 +56,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     Door.revoked = []
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HOME", str(tmp_path / "tmp"))
     monkeypatch.setattr(drill, "Door", Door)
     monkeypatch.setattr(drill, "settled", lambda _: FACTS)
     monkeypatch.setattr(drill, "back_up", lambda _stack, folder, _say: whole(folder))
@@ -67,12 +73,13 @@ def answers(brokers: str = "kafka\n") -> dict[str, str | Answer]:
         "config --services": "kafka\nproxy\n",
         "config": json.dumps({"name": "attache"}),
         "ps --all --services": SERVICES + brokers,
-        "ps --services --status running": SERVICES + brokers,
-        "ps --quiet --status running proxy": "c1\nc2\nc3\nc4\nc5\n",
-        "ps --quiet --status running schedule": "c2\n",
-        "ps --quiet --status running participants": "c3\n",
-        "ps --quiet --status running notifications": "c4\nc5\n",
+        "ps --services": SERVICES + brokers,
+        "ps --quiet proxy": "c1\nc2\nc3\nc4\nc5\n",
+        "ps --quiet schedule": "c2\n",
+        "ps --quiet participants": "c3\n",
+        "ps --quiet notifications": "c4\nc5\n",
         "compose stop": "",
+        STOP_TO_THE_END: "",
         "down --volumes": "",
         "compose up": "",
         START: "",
@@ -101,6 +108,16 @@ def test_one_broker_comes_back_as_one(docker: FakeDocker) -> None:
     assert not {"kafka-2", "kafka-3"} & words
     assert "KAFKA_VOTERS" not in environment
     assert Stack.here().make_up == "make up"
+
+
+def test_a_container_of_compose_run_is_none_of_a_service(docker: FakeDocker) -> None:
+    once = answers()["ps --all --services"]
+    assert isinstance(once, str)
+    # with --status, Compose names those too
+    docker.answer({"--services --status": f"doctor\n{once}", "--quiet --status": "c4\nc5\nc6\n", **answers()})
+    stack = Stack()
+    assert "doctor" not in stack.running()
+    assert stack.containers("notifications") == ["c4", "c5"]
 
 
 def test_own_settings_of_a_cluster_and_other_profiles_are_kept(
@@ -158,7 +175,7 @@ def test_a_backup_that_is_not_whole_wipes_nothing_and_what_was_stopped_is_starte
     monkeypatch.setattr(drill, "back_up", taken)
     docker.answer(answers())
     assert line in refusal(drill.main, ["--here", "--yes"], capsys)
-    assert docker.asked[-2:] == [STOP, START]
+    assert docker.asked[-3:] == [STOP, STOP_TO_THE_END, START]
     assert not any("down" in asked for asked in docker.asked)
     assert Door.revoked == [LINK]
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -206,3 +223,152 @@ def test_an_interrupted_backup_is_no_reason_to_leave_the_services_stopped(
     docker.answer(answers())
     assert drill.main(["--here", "--yes"]) == 143
     assert docker.asked[-1] == START
+    assert Door.revoked == [LINK]
+
+
+def test_links_that_were_made_before_another_failed_end(docker: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_way(_: object, _feeds: object, links: dict[str, Link]) -> list[str]:
+        links[FEED.audience] = LINK
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr(Door, "issue", half_way)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 143
+    assert Door.revoked == [LINK]
+
+
+def test_links_end_also_where_it_fails_after_the_stack_is_there_again(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(_: object, links: Mapping[str, Link], _feeds: object) -> dict[str, Served]:
+        if any("down" in asked for asked in docker.asked):
+            raise Unable("the proxy does not answer")
+        return dict.fromkeys(links, SERVED)
+
+    monkeypatch.setattr(Door, "fetch", down)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 1
+    assert Door.revoked == [LINK]
+
+
+@pytest.mark.parametrize(
+    ("brokers", "words"), [("kafka\n", "make up"), ("kafka\nkafka-2\nkafka-3\n", "make up CLUSTER=1")]
+)
+def test_what_failed_after_the_wipe_says_how_to_go_on(
+    brokers: str,
+    words: str,
+    docker: FakeDocker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise Unable("the server does not start")
+
+    monkeypatch.setattr(drill, "restore", failing)
+    docker.answer(answers(brokers))
+    assert drill.main(["--here", "--yes"]) == 1
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert capsys.readouterr().err == (
+        f"drill: the backup is kept: make restore FROM={folder} NOTHING_LOST=1 YES=1, then {words}\n"
+        "drill: the server does not start\n"
+    )
+
+
+def test_the_backup_is_kept_where_it_was_wanted_and_else_at_home(
+    docker: FakeDocker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes", "--to", str(tmp_path / "kept")]) == 0
+    check_files(tmp_path / "kept", BACKUP)
+    assert f"drill: the backup comes to {tmp_path / 'kept'}\n" in capsys.readouterr().out
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert drill.main(["--here", "--yes"]) == 0
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert f"drill: the backup is kept in {folder}\n" in capsys.readouterr().out
+
+
+def test_a_folder_with_something_in_it_is_refused_before_anything_stops(
+    docker: FakeDocker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers())
+    assert "is not empty" in refusal(drill.main, ["--here", "--yes", "--to", str(tmp_path)], capsys)
+    assert STOP not in docker.asked
+    assert (tmp_path / "tmp").is_dir()
+
+
+def test_links_that_cannot_be_revoked_are_named(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Unable("the proxy answers with 503")
+
+    monkeypatch.setattr(Door, "revoke", refuse)
+    docker.answer(answers())
+    assert drill.main(["--here", "--yes"]) == 0
+    assert capsys.readouterr().err == (
+        "drill: these links of the drill still stand: l1 (the proxy answers with 503): "
+        "POST /notifications/feed-links/ID/revoke when the stack runs\n"
+    )
+
+
+@pytest.fixture
+def signalled(docker: FakeDocker) -> Iterator[Callable[..., None]]:
+    """Has a signal come to this program as soon as docker is asked for something, and heard as the drill hears it."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_order()
+    senders = []
+
+    def send(number: signal.Signals, when: str) -> None:
+        def wait() -> None:
+            until(lambda: when in docker.asked)
+            os.kill(os.getpid(), number)
+
+        senders.append(threading.Thread(target=wait))
+        senders[-1].start()
+
+    yield send
+    for sender in senders:
+        sender.join()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_stop_that_is_interrupted_has_ended_before_the_start(
+    docker: FakeDocker, signalled: Callable[..., None]
+) -> None:
+    docker.answer(answers() | {"compose stop": HANGS})
+    signalled(signal.SIGTERM, STOP)
+    assert drill.main(["--here", "--yes"]) == 143
+    assert docker.ended == [STOP]
+    assert docker.asked[-2:] == [STOP_TO_THE_END, START]
+
+
+def test_a_second_signal_waits_until_what_was_stopped_runs(
+    docker: FakeDocker, signalled: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.answer(answers() | {"compose stop": HANGS, START: LASTS})
+    signalled(signal.SIGINT, STOP)
+    signalled(signal.SIGTERM, STOP_TO_THE_END)
+    signalled(signal.SIGHUP, START)
+    assert drill.main(["--here", "--yes"]) == 130
+    assert docker.ended == [STOP, START]
+    assert "starting again what was stopped, a signal waits for that" in capsys.readouterr().out
+    assert os.getsid(0) not in docker.sessions  # a terminal's Ctrl-C would come to all of its session
+
+
+def test_a_signal_that_comes_while_something_is_taken_back_counts_afterwards(signalled: Callable[..., None]) -> None:
+    done = []
+
+    def take_back() -> None:
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        take_back()
+    assert done == ["all"]
+    assert interrupted.value.args == (signal.SIGTERM,)
+    with pytest.raises(Unable, match="the first"), undisturbed():
+        raise Unable("the first")
