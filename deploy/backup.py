@@ -10,10 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deploy.backup_folder import BASE, DUMPS, Backup, check_room, check_target, new_folder, write_manifest
+from deploy.backup_folder import BASE, DUMPS, MANIFEST, Backup, check_room, check_target, new_folder, write_manifest
 from deploy.facts import read_facts
 from deploy.server import LENT_DATA, LIVE_SOCKET, Server, held_wal, megabytes, scratch
-from deploy.stack import BROKERS, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order
+from deploy.stack import BROKERS, SERVICES, Parser, Say, Stack, Unable, code_of, docker, end_in_order, tell
 
 _SIZE = "SELECT sum(pg_database_size(oid)) FROM pg_database"
 
@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"backup: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:
-        print("backup: interrupted; nothing was kept", file=sys.stderr)
+        kept = f"{parsed.to} is whole" if (parsed.to / MANIFEST).exists() else "nothing was kept"
+        tell(f"backup: interrupted; {kept}", aside=True)
         return code_of(interruption)
     size = sum(int(file["bytes"]) for file in backup.files.values())
     events = sum(log.events for log in backup.facts.logs.values())
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def say(line: str) -> None:
     """A line of progress."""
-    print(f"backup: {line}", flush=True)
+    tell(f"backup: {line}")
 
 
 def back_up(stack: Stack, to: Path, say: Say) -> Backup:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,34 +61,44 @@ def new_folder(to: Path) -> Iterator[Path]:
     part.mkdir(mode=0o700, parents=True)
     try:
         yield part
+        _sync(part)
         part.rename(to)
-        _sync(to.parent)
     except BaseException:
         with undisturbed():
             shutil.rmtree(part, ignore_errors=True)
         raise
+    _sync(to.parent)
 
 
 def _sync(folder: Path) -> None:
-    """A new name in a folder is on the disk when the folder is."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    """A new name in a folder is on the disk when the folder is; some disks know of no such thing."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def check_target(to: Path) -> None:
-    """Raises `Unable` for what is there and not an empty folder."""
+    """Raises `Unable` for what is there and not an empty folder, and where none can be made."""
     if to.is_dir() and any(to.iterdir()):
         raise Unable(f"{to} is not empty: a backup gets a folder of its own")
     if to.exists() and not to.is_dir():
         raise Unable(f"{to} is no folder: name a new one")
+    beside = _beside(to)
+    if not os.access(beside, os.W_OK | os.X_OK):
+        raise Unable(f"{beside} cannot be written: name another folder with TO=")
+
+
+def _beside(to: Path) -> Path:
+    """The nearest folder that is there."""
+    return next(folder for folder in to.absolute().parents if folder.exists())
 
 
 def check_room(to: Path, needed: int) -> None:
     """Raises `Unable` where the disk of a folder to be made has no room for so many bytes."""
-    beside = next(folder for folder in to.absolute().parents if folder.exists())
+    beside = _beside(to)
     free = shutil.disk_usage(beside).free
     if free < needed + SPARE:
         raise Unable(f"{beside} has room for {megabytes(free)}, and up to {megabytes(needed + SPARE)} are needed")

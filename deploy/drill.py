@@ -30,6 +30,7 @@ from deploy.stack import (
     code_of,
     end_in_order,
     start_again,
+    tell,
     undisturbed,
 )
 
@@ -96,7 +97,7 @@ def report(outcome: Outcome) -> int:
 
 def say(line: str) -> None:
     """A line of progress."""
-    print(f"drill: {line}", flush=True)
+    tell(f"drill: {line}")
 
 
 def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
@@ -119,7 +120,7 @@ def drill_copy(stack: Stack, folder: Path | None) -> Outcome:
 
 def drill_here(stack: Stack, to: Path | None = None, *, yes: bool) -> Outcome:
     """Wipe every volume of the running stack, restore and compare. Raises `Unable`; the backup is never removed."""
-    to = to or Path.home() / f"attache-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    to = to or _at_home()
     check_target(to)
     if lacking := {"postgres", *STOPPED} - set(stack.running()):
         raise Unable(f"{' and '.join(sorted(lacking))} must run: start the stack first (make up)")
@@ -137,11 +138,18 @@ def drill_here(stack: Stack, to: Path | None = None, *, yes: bool) -> Outcome:
             after, again = _wiped(stack, to, ran, links)
         except BaseException:
             again_by = f"make restore FROM={to.absolute()} NOTHING_LOST=1 YES=1, then {stack.make_up}"
-            print(f"drill: the backup is kept: {again_by}", file=sys.stderr)
+            tell(f"drill: the backup is kept: {again_by}", aside=True)
             raise
     say(f"the backup is kept in {to.absolute()}")
     lines = unlike(before.feeds, again) + _changed(served, again)
     return Outcome(before=before, after=after, over_http=len(again), http_lines=lines, notes=refused)
+
+
+def _at_home() -> Path:
+    try:
+        return Path.home() / f"attache-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    except RuntimeError:
+        raise Unable("there is no home folder: say where the backup goes with TO=folder") from None
 
 
 class Ran:
@@ -167,7 +175,7 @@ def _passing_links(stack: Stack) -> Iterator[dict[str, Link]]:
             except (Unable, OSError) as error:
                 ids = " ".join(link.id for link in links.values())
                 how = "POST /notifications/feed-links/ID/revoke when the stack runs"
-                print(f"drill: these links of the drill still stand: {ids} ({error}): {how}", file=sys.stderr)
+                tell(f"drill: these links of the drill still stand: {ids} ({error}): {how}", aside=True)
 
 
 @contextlib.contextmanager
@@ -178,8 +186,9 @@ def _stopped(stack: Stack) -> Iterator[None]:
         stack.compose("stop", *STOPPED)
         yield
     except BaseException as error:
-        say("nothing was wiped; starting again what was stopped, a signal waits for that")
-        start_again(containers, error)
+        with undisturbed():
+            say("nothing was wiped; starting again what was stopped, a signal waits for that")
+            start_again(containers, error)
         raise
 
 

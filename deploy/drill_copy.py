@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.env_file import read_env
 from deploy.stack import CLUSTER, Say, Stack, Unable, docker, undisturbed
@@ -31,13 +32,13 @@ def copy_of(stack: Stack, say: Say) -> Iterator[Stack]:
         say(f"{project} is there, of a drill that was killed or still runs: {how} removes it")
     # nobody has a project of this name, so nothing is there to be removed first
     copy = Stack(f"{stack.project}-drill-{secrets.token_hex(4)}", environment)
-    if lines := shared(stack.config, copy.config):
+    if lines := shared(stack.config, copy.config) + _databases(copy):
         raise Unable(f"the copy would work on what is not its own, {'; '.join(lines)}: {_ELSE}")
     try:
         yield copy
     finally:
-        say(f"removing the copy, {copy.project}; a signal waits for that")
         with undisturbed():
+            say(f"removing the copy, {copy.project}; a signal waits for that")
             copy.compose("--profile", "*", "down", "--volumes")
 
 
@@ -52,11 +53,28 @@ def shared(stack: Mapping[str, Any], copy: Mapping[str, Any]) -> list[str]:
             if mount["type"] == "bind" and not mount.get("read_only")
         ),
         *(
-            f"the Kafka {where} of {name}"
+            f"the {what} of {name}"
             for name, service in copy.get("services", {}).items()
-            if (where := (service.get("environment") or {}).get("KAFKA_BOOTSTRAP", KAFKA)) != KAFKA
+            for what in _elsewhere(service)
         ),
     ]
+
+
+def _elsewhere(service: Mapping[str, Any]) -> list[str]:
+    """What a service would reach by an address of its own, which may be told with a prefix too; none holds a secret."""
+    told = {name: value for name, value in (service.get("environment") or {}).items() if value}
+    kafkas = [where for name, where in told.items() if name.endswith("KAFKA_BOOTSTRAP") and where != KAFKA]
+    return [
+        *(f"Kafka {where}" for where in kafkas),
+        *(name for name in told if name.endswith(("DATABASE_URL", "BUS_URL"))),
+        *(["network of the host"] if service.get("network_mode") else []),
+    ]
+
+
+def _databases(copy: Stack) -> list[str]:
+    """The secrets that name another server than the copy's own."""
+    names = [name for name in copy.config.get("secrets") or {} if name.endswith("_database_url")]
+    return [f"the server in the secret {name}" for name in names if urlsplit(copy.secret(name)).hostname != "postgres"]
 
 
 def _not_own(stack: Mapping[str, Any], copy: Mapping[str, Any], kind: str) -> list[str]:

@@ -5,6 +5,7 @@ audience is answered with the same body.
 """
 
 import hashlib
+import http.client
 import json
 import time
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from deploy.facts import Feed
 from deploy.stack import Stack, Unable
@@ -99,7 +101,11 @@ class Door:
         )
 
     def _post(self, path: str, command: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Content-Type": "application/json",
+            "Idempotency-Key": str(uuid4()),  # asked again, it is done once
+        }
         request = urllib.request.Request(  # noqa: S310
             f"{self.address}{path}", data=json.dumps(command).encode(), headers=headers, method="POST"
         )
@@ -136,7 +142,7 @@ def _open(request: urllib.request.Request) -> tuple[int, Mapping[str, str], byte
         except urllib.error.HTTPError as refusal:
             if refusal.code < 500 or time.monotonic() > until:
                 return refusal.code, {}, refusal.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > until:
                 raise Unable(f"the proxy does not answer: {error}") from None
         time.sleep(0.5)

@@ -26,6 +26,7 @@ from deploy.stack import (
     code_of,
     end_in_order,
     start_again,
+    tell,
     undisturbed,
 )
 
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def say(line: str) -> None:
     """A line of progress."""
-    print(f"restore: {line}", flush=True)
+    tell(f"restore: {line}")
 
 
 def asked(what: str) -> bool:
@@ -221,8 +222,9 @@ def _postgres_stopped(stack: Stack, say: Say) -> Iterator[None]:
         yield
     except BaseException as error:
         if ran:
-            say("starting the database again; a signal waits for that")
-            start_again(ran, error)
+            with undisturbed():
+                say("starting the database again; a signal waits for that")
+                start_again(ran, error)
         raise
 
 

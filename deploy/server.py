@@ -147,7 +147,7 @@ def passing(name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        with undisturbed():
+        with undisturbed(), contextlib.suppress(Unable):  # the next one removes it
             docker("rm", "--force", name)
 
 

@@ -44,15 +44,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.rpartition('.')[2]}: {message}\n")
 
 
+def tell(line: str, *, aside: bool = False) -> None:
+    """Print a line, on standard error if it is `aside`. That nobody hears it any more stops nothing."""
+    stream = sys.stderr if aside else sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):  # what it still holds would fail again at the program's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def end_in_order() -> None:
-    """Let SIGTERM and a terminal that goes away end this program as Ctrl-C does: what was begun is taken back."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, _interrupt)
+    """Let SIGTERM and a terminal that goes away end this program as Ctrl-C does: what was begun is taken back.
+
+    The first of them does, and all that come then wait for it.
+    """
+    _hear(_interrupt)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    _hear(lambda *_: None)
     raise KeyboardInterrupt(number)
+
+
+def _hear(handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -70,7 +88,7 @@ def undisturbed() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if came and sys.exc_info()[0] is None:
-        raise KeyboardInterrupt(came[0])
+        _interrupt(came[0], None)
 
 
 def code_of(interruption: KeyboardInterrupt) -> int:

@@ -15,6 +15,7 @@ from deploy.backup_folder import (
     Backup,
     check_files,
     check_room,
+    check_target,
     new_folder,
     read_backup,
     write_manifest,
@@ -138,7 +139,7 @@ def test_folder_is_there_only_when_all_was_written(tmp_path: Path) -> None:
     assert to.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_name_of_a_finished_folder_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_folder_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
 
     def fsync(opened: int) -> None:
@@ -147,7 +148,24 @@ def test_the_name_of_a_finished_folder_is_on_the_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", fsync)
     with new_folder(tmp_path / "backup"):
         pass
-    assert synced == [(tmp_path.stat().st_ino, True)]
+    assert synced == [((tmp_path / "backup").stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_a_disk_that_cannot_sync_folders_keeps_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with new_folder(tmp_path / "backup"):
+        pass
+    assert [*tmp_path.iterdir()] == [tmp_path / "backup"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(Unable, match="cannot be written: name another folder with TO="):
+        check_target(tmp_path / "backup")
 
 
 def test_what_a_killed_backup_left_is_no_hindrance(tmp_path: Path) -> None:

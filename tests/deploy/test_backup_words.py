@@ -298,6 +298,15 @@ def test_drill_gives_its_copy_the_environment_of_the_stack(
             {"services": {"schedule": {"environment": {"KAFKA_BOOTSTRAP": "bus.example.org:9092"}}}},
             "the Kafka bus.example.org:9092 of schedule",
         ),
+        (
+            {"services": {"schedule": {"environment": {"SCHEDULE_KAFKA_BOOTSTRAP": "bus.example.org:9092"}}}},
+            "the Kafka bus.example.org:9092 of schedule",
+        ),
+        (
+            {"services": {"schedule": {"environment": {"SCHEDULE_DATABASE_URL": "postgresql://a:b@db.example.org/a"}}}},
+            "the SCHEDULE_DATABASE_URL of schedule",
+        ),
+        ({"services": {"schedule": {"network_mode": "host"}}}, "the network of the host of schedule"),
     ],
 )
 def test_drill_on_a_copy_that_would_share_something_is_refused(
@@ -316,6 +325,24 @@ def test_drill_on_a_copy_that_would_share_something_is_refused(
         "(COMPOSE_FILE=docker-compose.yml make drill), or drill on another machine"
     )
     assert not any(word in asked for asked in docker.asked for word in (" down ", " up ", " run "))
+
+
+def test_drill_on_a_copy_whose_secrets_name_another_server_is_refused(
+    tmp_path: Path, docker: FakeDocker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_backup(tmp_path / "backup")
+    urls = {"schedule_database_url": "postgres", "participants_database_url": "db.example.org"}
+    for name, host in urls.items():
+        (tmp_path / name).write_text(f"postgresql+asyncpg://role:word@{host}/name\n", encoding="utf-8")
+    document = {
+        "name": "attache",
+        "services": {"schedule": {"image": "attache:1"}},
+        "secrets": {name: {"file": str(tmp_path / name)} for name in urls},
+    }
+    docker.answer({"config": json.dumps(document), "ps --all": "", "volume ls": ""})
+    assert refusal(drill.main, ["--from", str(folder)], capsys).startswith(
+        "drill: the copy would work on what is not its own, the server in the secret participants_database_url: "
+    )
 
 
 def test_what_compose_makes_for_a_project_is_its_own() -> None:

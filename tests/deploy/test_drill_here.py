@@ -1,5 +1,6 @@
 """A drill on the running stack: what ran before runs again, and nothing is wiped for a backup that is not whole."""
 
+import io
 import json
 import os
 import signal
@@ -356,6 +357,42 @@ def test_a_second_signal_waits_until_what_was_stopped_runs(
     assert docker.ended == [STOP, START]
     assert "starting again what was stopped, a signal waits for that" in capsys.readouterr().out
     assert os.getsid(0) not in docker.sessions  # a terminal's Ctrl-C would come to all of its session
+
+
+@pytest.mark.usefixtures("signalled")
+def test_only_the_first_signal_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupted.value.args == (signal.SIGTERM,)
+    others = []
+    for number in ENDING:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            others.append(number)
+    assert others == []
+
+
+class Gone(io.TextIOWrapper):
+    """A terminal that went away, or a program behind a pipe that has ended."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def test_what_was_stopped_is_started_also_where_nobody_hears_of_it(
+    docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> Backup:
+        raise KeyboardInterrupt(1)
+
+    monkeypatch.setattr(drill, "back_up", interrupted)
+    docker.answer(answers())
+    with (tmp_path / "out").open("wb") as out, Gone(out) as gone, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", gone)
+        assert drill.main(["--here", "--yes"]) == 129
+    assert docker.asked[-2:] == [STOP_TO_THE_END, START]
+    assert Door.revoked == [LINK]
 
 
 def test_a_signal_that_comes_while_something_is_taken_back_counts_afterwards(signalled: Callable[..., None]) -> None:
