@@ -42,7 +42,9 @@ class Apart(Stack):
         self._env = env
 
     def compose(self, *arguments: str) -> str:
-        return super().compose("--env-file", str(self._env), *arguments)
+        # no override beside it: what that names may be somebody's, and goes with the volumes
+        file = str(ROOT / "docker-compose.yml")
+        return super().compose("--file", file, "--env-file", str(self._env), *arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

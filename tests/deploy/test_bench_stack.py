@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import stack
+from tests.compose import running_stack
 from tests.deploy.fake_docker import Answer, FakeDocker
 from tests.deploy.test_backup_words import docker
 
@@ -14,7 +15,7 @@ __all__ = ["docker"]
 ANSWERS: dict[str, str | Answer] = {
     "image inspect": json.dumps([{"Size": 5_000_000}]),
     "image rm": "",
-    "config": json.dumps({"name": "x", "services": {"schedule": {"image": "ours"}}}),
+    " config ": json.dumps({"name": "x", "services": {"schedule": {"image": "ours"}}}),
     "ps --quiet": "c1\n",
     "stats": json.dumps({"Name": "x-proxy-1", "MemUsage": "10MiB / 1GiB", "CPUPerc": "0.5%"}),
     " build": "",
@@ -22,6 +23,8 @@ ANSWERS: dict[str, str | Answer] = {
     " run ": "",
     " down ": "",
 }
+THE_FILE = f"--file {re.escape(str(stack.ROOT))}/docker-compose\\.yml"
+"""No override beside it, which may name a volume that is somebody's."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +33,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("ATTACHE_SECRETS", str(tmp_path / "secrets"))
-    for name in ("KAFKA_BOOTSTRAP", "COMPOSE_PROFILES", "COMPOSE_ENV_FILES", "TOPIC_REPLICATION"):
+    for name in ("KAFKA_BOOTSTRAP", "COMPOSE_PROFILES", "COMPOSE_ENV_FILES", "COMPOSE_FILE", "TOPIC_REPLICATION"):
         monkeypatch.setenv(name, "theirs")
     monkeypatch.setenv("DOCKER_HOST", "unix:///kept")
     return tmp_path / "secrets"
@@ -43,7 +46,8 @@ def test_nothing_of_who_runs_it_goes_in_and_nothing_is_left(
     assert stack.main(["--samples", "1"]) == 0
     assert "at rest: 10 MB" in capsys.readouterr().out
     composed = [one for one in docker.asked if one.startswith("compose ")]
-    assert [one for one in composed if not re.match(r"compose --env-file \S+/attache-bench-\w+/\.env ", one)] == []
+    own = rf"compose {THE_FILE} --env-file \S+/attache-bench-\w+/\.env "
+    assert [one for one in composed if not re.match(own, one)] == []
     for asked, environment in zip(docker.asked, docker.environments, strict=True):
         if asked in composed:
             assert [name for name, value in environment.items() if value == "theirs" or name == "ATTACHE_SECRETS"] == []
@@ -53,6 +57,13 @@ def test_nothing_of_who_runs_it_goes_in_and_nothing_is_left(
     assert docker.asked[-1] == f"image rm attache/{project}"
     assert [*elsewhere.parent.joinpath("tmp").iterdir()] == []
     assert not elsewhere.exists()
+
+
+def test_a_project_of_the_tests_is_of_the_file_alone(docker: FakeDocker, tmp_path: Path) -> None:
+    docker.answer(ANSWERS)
+    running_stack.compose("x", tmp_path / ".env", "--profile", "*", "down", "--volumes")
+    assert re.match(rf"compose {THE_FILE} --project-name x ", docker.asked[0])
+    assert "COMPOSE_FILE" not in docker.environments[0]
 
 
 def test_what_cannot_be_built_is_one_line_and_nothing_is_left(
