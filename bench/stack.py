@@ -21,7 +21,7 @@ from pathlib import Path
 from deploy.env_file import WrongEnv, line_of
 from deploy.kafka_node import free_port
 from deploy.make_secrets import CannotMake, make
-from deploy.stack import ROOT, Stack, Unable, docker
+from deploy.stack import ROOT, Stack, Unable, code_of, docker, end_in_order, undisturbed
 
 HEALTHY_SECONDS = 90.0
 IDLE_MB = 2000.0
@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, CannotMake, Unable, WrongEnv) as wrong:
         print(f"stack: {wrong}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interruption:
+        print("stack: interrupted", file=sys.stderr)
+        return code_of(interruption)
 
 
 @contextmanager
@@ -73,9 +76,10 @@ def _project(folder: Path) -> Iterator[Stack]:
     try:
         yield stack
     finally:
-        stack.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
-        with suppress(Unable):  # it was not built
-            docker("image", "rm", given["ATTACHE_IMAGE"])
+        with undisturbed():
+            stack.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
+            with suppress(Unable):  # it was not built
+                docker("image", "rm", given["ATTACHE_IMAGE"])
 
 
 def _measured(stack: Stack, samples: int) -> int:
@@ -135,4 +139,5 @@ def _mb(text: str) -> float:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

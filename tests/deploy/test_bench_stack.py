@@ -2,13 +2,19 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bench import stack
+from deploy.stack import ROOT
 from tests.compose import running_stack
-from tests.deploy.fake_docker import Answer, FakeDocker
+from tests.deploy.fake_docker import HANGS, LASTS, Answer, FakeDocker
+from tests.deploy.test_backup_end import PATIENCE_SECONDS, SIGNALS, _as_from_a_terminal, until
 from tests.deploy.test_backup_words import docker
 
 __all__ = ["docker"]
@@ -23,7 +29,7 @@ ANSWERS: dict[str, str | Answer] = {
     " run ": "",
     " down ": "",
 }
-THE_FILE = f"--file {re.escape(str(stack.ROOT))}/docker-compose\\.yml"
+THE_FILE = f"--file {re.escape(str(ROOT))}/docker-compose\\.yml"
 """No override beside it, which may name a volume that is somebody's."""
 
 
@@ -73,6 +79,35 @@ def test_what_cannot_be_built_is_one_line_and_nothing_is_left(
     assert stack.main([]) == 2
     assert capsys.readouterr().err == "stack: no builder\n"
     assert " down " in docker.asked[-2]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_is_ended_leaves_nothing_even_if_it_is_told_twice(
+    docker: FakeDocker, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    docker.answer(ANSWERS | {" up ": HANGS, " down ": LASTS})
+    monkeypatch.setenv("TMPDIR", str(elsewhere.parent / "tmp"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.stack"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_as_from_a_terminal,
+    ) as process:
+        try:
+            for words in (" up ", " down "):
+                until(partial(_asked, docker, words), process)
+                process.send_signal(number)
+            _, said = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (128 + number, "stack: interrupted\n")
+    assert docker.asked[-1].startswith("image rm ")
+    assert [*elsewhere.parent.joinpath("tmp").iterdir()] == []
+
+
+def _asked(docker: FakeDocker, words: str) -> bool:
+    return any(words in one for one in docker.asked)
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(
