@@ -48,7 +48,7 @@ pytestmark = [
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with the demo trip, gone afterwards with its image."""
     folder = tmp_path_factory.mktemp("stack")
-    make(folder / ".env")
+    make(folder / ".env", {})
     port = free_port()  # it stays free while the image is built
     name = f"attache-test-{secrets.token_hex(3)}"
     given = {
