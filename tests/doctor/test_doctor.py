@@ -27,7 +27,7 @@ from shared.bus_kafka import KafkaBus
 from shared.message_log import MessageLog
 from shared.migrations import head
 from shared.relay import RELAY_LOCK
-from shared.settings import load
+from shared.settings import load, table
 from shared.tokens import add_token
 from tests.certificates import self_signed
 
@@ -68,6 +68,16 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
         (findings, "LIMIT_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 120.0)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of who runs the tests."""
+    ours = {row.variable for row in table(*SETTINGS.values())}
+    prefixes = ("DOCTOR_", *(f"{name.upper()}_" for name in SETTINGS))
+    for name in [*os.environ]:
+        if name.startswith(prefixes) or {name, name.removesuffix("_FILE")} & ours:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -153,8 +163,6 @@ async def test_secret_files_are_there_and_no_samples_and_not_for_others_to_write
 def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_names(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in [name for name in os.environ if name.endswith("_FILE")]:
-        monkeypatch.delenv(name)
     named = {
         "DATABASE_URL_FILE": "dsn",
         "SERVICE_TOKEN_FILE": "service_token",
@@ -514,8 +522,6 @@ async def test_marks_behind_what_producers_told_are_told_when_they_stand_still(s
 
 
 def test_each_wrong_setting_is_a_line_and_the_others_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BUS", "BUS_URL", "SERVICE_TOKEN", "DATABASE_URL"):
-        monkeypatch.delenv(name, raising=False)
     address = f"postgresql+asyncpg://u:{CANARY}@127.0.0.1/n"
     given = {"BUS_URL": address, "SERVICE_TOKEN": CANARY, "SCHEDULE_DATABASE_URL": address}
     for name, value in {**given, "PARTICIPANTS_DATABASE_URL": "nowhere", "PARTICIPANTS_PORT": "many"}.items():
