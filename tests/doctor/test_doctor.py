@@ -22,6 +22,7 @@ from services.doctor.databases import clock
 from services.doctor.findings import Finding, code_of, fail, graded, ok, run_all, said, warn
 from services.doctor.looks import Look, _of_machine, looked, of_environment, of_folder
 from services.jobs import SETTINGS
+from services.surroundings import CannotGoOn
 from shared.bus import Topic
 from shared.bus_kafka import KafkaBus
 from shared.message_log import MessageLog
@@ -176,16 +177,33 @@ def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_
     for variable, file in {**named, **others}.items():
         monkeypatch.setenv(variable, str(tmp_path / file))
     assert of_environment().secrets == sorted(tmp_path / file for file in named.values())
-    data = tmp_path / "data"
-    for file, content in {"run.json": '{"base": "http://127.0.0.1:9"}', "bus.json": "{}", "postgres/port": "1"}.items():
-        (data / file).parent.mkdir(parents=True, exist_ok=True)
-        (data / file).write_text(content)
-    (data / "secrets").mkdir()
-    (data / "secrets" / "token-services").write_text(CANARY)
+    data = _running(tmp_path / "data")
     monkeypatch.setenv("DOCTOR_SECRETS", f"{tmp_path}/one, {tmp_path}/two")
     more = {*(tmp_path / file for file in named.values()), tmp_path / "one", tmp_path / "two"}
     assert {*of_environment().secrets} == more
     assert {*of_folder(data).secrets} == {*more, data / "secrets" / "token-services"}
+
+
+def _running(data: Path) -> Path:
+    """The folder of a `make run`."""
+    for file, content in {
+        "run.json": '{"base": "http://127.0.0.1:9"}',
+        "bus.json": "{}",
+        "postgres/port": "1",
+        "secrets/token-services": CANARY,
+    }.items():
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / file).write_text(content)
+    return data
+
+
+def test_a_run_of_a_release_that_wrote_no_bus_is_looked_at(tmp_path: Path) -> None:
+    data = _running(tmp_path)
+    (data / "bus.json").unlink()
+    assert {name: one.bus for name, one in of_folder(data).settings.items()} == dict.fromkeys(SETTINGS, "local")
+    (data / "run.json").unlink()
+    with pytest.raises(CannotGoOn, match="nothing runs on this folder"):
+        of_folder(data)
 
 
 async def test_whom_one_trusts_is_read_or_told_and_hides_no_other_finding(tmp_path: Path) -> None:
