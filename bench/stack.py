@@ -21,7 +21,7 @@ from pathlib import Path
 from deploy.env_file import WrongEnv, line_of
 from deploy.kafka_node import free_port
 from deploy.make_secrets import CannotMake, make
-from deploy.stack import ROOT, Stack, Unable, docker
+from deploy.stack import ROOT, Stack, Unable, code_of, docker, end_in_order, undisturbed
 
 HEALTHY_SECONDS = 90.0
 IDLE_MB = 2000.0
@@ -42,7 +42,9 @@ class Apart(Stack):
         self._env = env
 
     def compose(self, *arguments: str) -> str:
-        return super().compose("--env-file", str(self._env), *arguments)
+        # no override beside it: what that names may be somebody's, and goes with the volumes
+        file = str(ROOT / "docker-compose.yml")
+        return super().compose("--file", file, "--env-file", str(self._env), *arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, CannotMake, Unable, WrongEnv) as wrong:
         print(f"stack: {wrong}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interruption:
+        print("stack: interrupted", file=sys.stderr)
+        return code_of(interruption)
 
 
 @contextmanager
@@ -71,9 +76,10 @@ def _project(folder: Path) -> Iterator[Stack]:
     try:
         yield stack
     finally:
-        stack.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
-        with suppress(Unable):  # it was not built
-            docker("image", "rm", given["ATTACHE_IMAGE"])
+        with undisturbed():
+            stack.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
+            with suppress(Unable):  # it was not built
+                docker("image", "rm", given["ATTACHE_IMAGE"])
 
 
 def _measured(stack: Stack, samples: int) -> int:
@@ -133,4 +139,5 @@ def _mb(text: str) -> float:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

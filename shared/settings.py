@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     otel_exporter_otlp_traces_headers: SecretStr | None = Field(
         None, description="The same for spans alone, in place of the general ones."
     )
-    otel_exporter_otlp_protocol: Literal["http/protobuf"] = Field(
+    otel_exporter_otlp_protocol: Literal["http/protobuf", "http/json", "grpc"] = Field(
         "http/protobuf", description="Nothing else is spoken; the other standard `OTEL_` variables hold as well."
     )
     otel_exporter_otlp_traces_protocol: Literal["http/protobuf"] = Field(
@@ -203,6 +203,17 @@ class Settings(BaseSettings):
     def _a_whole_issuer(self) -> "Settings":
         if self.oidc_issuer is not None and self.oidc_audience is None:
             raise ValueError("OIDC_ISSUER needs OIDC_AUDIENCE: else tokens for any other system would count here")
+        return self
+
+    @model_validator(mode="after")
+    def _a_protocol_that_is_spoken(self) -> "Settings":
+        # spans' own goes before: then the general one is that of metrics and logs, of which there are none here
+        said = "otel_exporter_otlp_traces_protocol" in self.model_fields_set
+        if self.otel_exporter_otlp_protocol != "http/protobuf" and not said:
+            raise ValueError(
+                "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf, which alone is spoken: "
+                "say so for spans by OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, if the collector takes it"
+            )
         return self
 
     @property

@@ -101,7 +101,7 @@ def of_folder(data: Path) -> Look:
     """What a folder of `make run` says, while that runs. Raises CannotGoOn."""
     try:
         base = json.loads((data / "run.json").read_text(encoding="utf-8"))["base"]
-        way = json.loads((data / "bus.json").read_text(encoding="utf-8"))
+        way = _way(data)
         port = int((data / "postgres" / "port").read_text())
         kept = {one.name: one.read_text(encoding="utf-8").strip() for one in (data / "secrets").iterdir()}
     except (OSError, ValueError, KeyError) as error:
@@ -125,6 +125,15 @@ def of_folder(data: Path) -> Look:
         certificates=_paths("DOCTOR_CERTIFICATES"),
         secrets=sorted({*(data / "secrets" / name for name in kept), *_named_secrets()}),
     )
+
+
+def _way(data: Path) -> dict[str, object]:
+    """The settings of its bus. An earlier program, which still runs, wrote none: there the environment says them."""
+    try:
+        way: dict[str, object] = json.loads((data / "bus.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return way
 
 
 def _loaded(given: Mapping[str, Mapping[str, object]]) -> tuple[dict[str, Settings], list[Finding]]:

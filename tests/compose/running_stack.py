@@ -45,9 +45,13 @@ class Stack:
 
 
 def compose(project: str, env: Path, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """One command of Compose's; with `check`, one that has to succeed."""
+    """One command of Compose's; with `check`, one that has to succeed.
+
+    No override beside the file is read: what that names may be somebody's, and goes with the volumes.
+    """
+    file = str(ROOT / "docker-compose.yml")
     done = subprocess.run(
-        ["docker", "compose", "--project-name", project, "--env-file", str(env), *words],
+        ["docker", "compose", "--file", file, "--project-name", project, "--env-file", str(env), *words],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "ATTACHE_IMAGE": "attache/compose-test"},
         capture_output=True,

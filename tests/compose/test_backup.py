@@ -48,7 +48,7 @@ pytestmark = [
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with the demo trip, gone afterwards with its image."""
     folder = tmp_path_factory.mktemp("stack")
-    make(folder / ".env")
+    make(folder / ".env", {})
     port = free_port()  # it stays free while the image is built
     name = f"attache-test-{secrets.token_hex(3)}"
     given = {
@@ -56,6 +56,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "ATTACHE_SECRETS": str(folder / "deploy" / "secrets"),
         "ATTACHE_IMAGE": f"attache/{name}",
         "COMPOSE_DISABLE_ENV_FILE": "1",
+        # no override beside it: what that names may be somebody's, and goes with the volumes
+        "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
         "COMPOSE_PROFILES": "",
         "PORT": str(port),
     }

@@ -171,8 +171,16 @@ def test_what_values_are_made_of_stands_in_no_comment(env: Path) -> None:
 
 
 def compose(env: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """What Compose makes of an `.env`."""
+    """What Compose makes of an `.env`, and of none of the variables of who runs the tests but what it needs."""
     file = 'services: {one: {image: none, environment: {A: "${A-unset}"}}}'
     (env.parent / "compose.yml").write_text(file, encoding="utf-8")
     command = ["docker", "compose", "-f", "compose.yml", "config", *words]
-    return subprocess.run(command, cwd=env.parent, capture_output=True, text=True, check=False, env=dict(os.environ))
+    return subprocess.run(
+        command,
+        cwd=env.parent,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **GIVEN},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )

@@ -141,6 +141,7 @@ def test_secrets_are_made_where_compose_reads_them_with_and_without_the_environm
     env: Path, monkeypatch: pytest.MonkeyPatch, said: str, given: str | None, folder: str
 ) -> None:
     monkeypatch.setenv("HOME", str(env.parent / "home"))
+    monkeypatch.delenv("BASE", raising=False)
     env.write_text(f"{said}\n", encoding="utf-8")
     if given is not None:
         monkeypatch.setenv("ATTACHE_SECRETS", given.format(env.parent))

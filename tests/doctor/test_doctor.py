@@ -22,12 +22,13 @@ from services.doctor.databases import clock
 from services.doctor.findings import Finding, code_of, fail, graded, ok, run_all, said, warn
 from services.doctor.looks import Look, _of_machine, looked, of_environment, of_folder
 from services.jobs import SETTINGS
+from services.surroundings import CannotGoOn
 from shared.bus import Topic
 from shared.bus_kafka import KafkaBus
 from shared.message_log import MessageLog
 from shared.migrations import head
 from shared.relay import RELAY_LOCK
-from shared.settings import load
+from shared.settings import load, table
 from shared.tokens import add_token
 from tests.certificates import self_signed
 
@@ -68,6 +69,16 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
         (findings, "LIMIT_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 120.0)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of who runs the tests."""
+    ours = {row.variable for row in table(*SETTINGS.values())}
+    prefixes = ("DOCTOR_", *(f"{name.upper()}_" for name in SETTINGS))
+    for name in [*os.environ]:
+        if name.startswith(prefixes) or {name, name.removesuffix("_FILE")} & ours:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -153,8 +164,6 @@ async def test_secret_files_are_there_and_no_samples_and_not_for_others_to_write
 def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_names(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in [name for name in os.environ if name.endswith("_FILE")]:
-        monkeypatch.delenv(name)
     named = {
         "DATABASE_URL_FILE": "dsn",
         "SERVICE_TOKEN_FILE": "service_token",
@@ -168,16 +177,33 @@ def test_secret_files_are_found_by_the_settings_that_name_them_and_not_by_their_
     for variable, file in {**named, **others}.items():
         monkeypatch.setenv(variable, str(tmp_path / file))
     assert of_environment().secrets == sorted(tmp_path / file for file in named.values())
-    data = tmp_path / "data"
-    for file, content in {"run.json": '{"base": "http://127.0.0.1:9"}', "bus.json": "{}", "postgres/port": "1"}.items():
-        (data / file).parent.mkdir(parents=True, exist_ok=True)
-        (data / file).write_text(content)
-    (data / "secrets").mkdir()
-    (data / "secrets" / "token-services").write_text(CANARY)
+    data = _running(tmp_path / "data")
     monkeypatch.setenv("DOCTOR_SECRETS", f"{tmp_path}/one, {tmp_path}/two")
     more = {*(tmp_path / file for file in named.values()), tmp_path / "one", tmp_path / "two"}
     assert {*of_environment().secrets} == more
     assert {*of_folder(data).secrets} == {*more, data / "secrets" / "token-services"}
+
+
+def _running(data: Path) -> Path:
+    """The folder of a `make run`."""
+    for file, content in {
+        "run.json": '{"base": "http://127.0.0.1:9"}',
+        "bus.json": "{}",
+        "postgres/port": "1",
+        "secrets/token-services": CANARY,
+    }.items():
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / file).write_text(content)
+    return data
+
+
+def test_a_run_of_a_release_that_wrote_no_bus_is_looked_at(tmp_path: Path) -> None:
+    data = _running(tmp_path)
+    (data / "bus.json").unlink()
+    assert {name: one.bus for name, one in of_folder(data).settings.items()} == dict.fromkeys(SETTINGS, "local")
+    (data / "run.json").unlink()
+    with pytest.raises(CannotGoOn, match="nothing runs on this folder"):
+        of_folder(data)
 
 
 async def test_whom_one_trusts_is_read_or_told_and_hides_no_other_finding(tmp_path: Path) -> None:
@@ -514,8 +540,6 @@ async def test_marks_behind_what_producers_told_are_told_when_they_stand_still(s
 
 
 def test_each_wrong_setting_is_a_line_and_the_others_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BUS", "BUS_URL", "SERVICE_TOKEN", "DATABASE_URL"):
-        monkeypatch.delenv(name, raising=False)
     address = f"postgresql+asyncpg://u:{CANARY}@127.0.0.1/n"
     given = {"BUS_URL": address, "SERVICE_TOKEN": CANARY, "SCHEDULE_DATABASE_URL": address}
     for name, value in {**given, "PARTICIPANTS_DATABASE_URL": "nowhere", "PARTICIPANTS_PORT": "many"}.items():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_wrong_setting_is_named(given: dict[str, str], said: str, environment: p
     for name, value in given.items():
         environment.setenv(name.upper(), value)
     with pytest.raises(WrongSetting, match=said):
+        load(ScheduleSettings, **NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("general", "traces", "refused"),
+    [
+        ("grpc", "http/protobuf", None),
+        ("http/json", "http/protobuf", None),
+        ("grpc", "", "^OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf"),
+        ("http/protobuf", "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: "),
+        ("protobuf", "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL: "),
+    ],
+)
+def test_the_protocol_for_traces_goes_before_the_general_one(
+    environment: pytest.MonkeyPatch, general: str, traces: str, refused: str | None
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", general)
+    environment.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", traces)
+    with nullcontext() if refused is None else pytest.raises(WrongSetting, match=refused):
         load(ScheduleSettings, **NEEDED)
 
 
