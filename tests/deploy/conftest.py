@@ -22,5 +22,5 @@ PREFIXES = ("COMPOSE_", "OTEL_", *(f"{name.upper()}_" for name in SETTINGS))
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
-        if name.startswith(PREFIXES) or name.removesuffix("_FILE") in OURS:
+        if name.startswith(PREFIXES) or {name, name.removesuffix("_FILE")} & OURS:
             monkeypatch.delenv(name)
