@@ -114,6 +114,18 @@ class PostgresServer:
         return name
 
 
+KAFKAS = frozenset({"kafka_address", "second_kafka", "secured"})
+"""Fixtures that are a broker; it may be a parameter, "kafka", as well."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """aiokafka loses a connection, open, whose opening or whose end over TLS is broken off: no fault of ours."""
+    params = getattr(item, "callspec", None)
+    if KAFKAS & {*getattr(item, "fixturenames", ())} or (params is not None and "kafka" in params.params.values()):
+        for words in ("unclosed", "loop is closed"):
+            item.add_marker(pytest.mark.filterwarnings(f"ignore:{words}:ResourceWarning"))
+
+
 @pytest.fixture(scope="session")
 def _frozen_heap() -> None:
     gc.collect()
