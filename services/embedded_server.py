@@ -40,22 +40,30 @@ class Account:
     def popen(
         self, command: Sequence[str | Path], cwd: Path, out: IO[bytes] | int, pass_fds: Sequence[int] = ()
     ) -> "subprocess.Popen[bytes]":
-        """Start a program that gets SIGINT when the calling thread ends; stdout and stderr go to `out`."""
+        """Start a program that gets SIGINT when the calling thread ends; stdout and stderr go to `out`.
+
+        Raises `CannotStart` where the way into the namespace is closed; `out` has the reason.
+        """
         other = os.geteuid() != self.uid
-        return subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            pass_fds=pass_fds,
-            # a session of its own: Ctrl-C is for the services, which want to drain before their database stops
-            start_new_session=True,
-            user=self.uid if other else None,
-            group=self.gid if other else None,
-            extra_groups=[] if other else None,
-            preexec_fn=_enter_namespace if self.namespace else _die_with_parent,
-        )
+        try:
+            return subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                # a session of its own: Ctrl-C is for the services, which want to drain before their database stops
+                start_new_session=True,
+                user=self.uid if other else None,
+                group=self.gid if other else None,
+                extra_groups=[] if other else None,
+                preexec_fn=_enter_namespace if self.namespace else _die_with_parent,
+            )
+        except subprocess.SubprocessError as error:
+            raise CannotStart(
+                f"{command[0]} could not enter a user namespace: start again, or be another user than root"
+            ) from error
 
 
 @cache
@@ -151,7 +159,7 @@ def _closed_to(uid: int, gid: int, folder: Path) -> Path | None:
 def _can_run(account: Account) -> bool:
     try:
         return bool(version(account))
-    except (CannotStart, OSError, subprocess.SubprocessError):
+    except (CannotStart, OSError):
         return False
 
 
@@ -161,10 +169,18 @@ def _die_with_parent() -> None:
 
 
 def _enter_namespace() -> None:
+    try:
+        _step_inside()
+    except BaseException as error:  # all that the parent hears of is that there was one
+        os.write(2, f"no way into a user namespace: {error!r}\n".encode())
+        raise
+    _die_with_parent()
+
+
+def _step_inside() -> None:
     nobody = 65534
     if _libc.unshare(CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), "no user namespace")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{nobody} 0 1"), ("gid_map", f"{nobody} 0 1")):
         with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 (as little as can be, between fork and exec)
             file.write(text)
-    _die_with_parent()

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
 
+from services import embedded_server
 from services.embedded import CannotStart, EmbeddedPostgres
 from services.embedded_server import server_pids
 
@@ -210,6 +212,17 @@ def test_a_full_disk_is_said_in_one_line(data_folder: Path) -> None:
         )
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has namespaces")
+def test_a_namespace_that_cannot_be_entered_is_a_line_and_its_reason_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_server, "_step_inside", Mock(side_effect=OSError(28, "No space left on device")))
+    inside = embedded_server.Account(uid=os.geteuid(), gid=os.getegid(), namespace=True)
+    with (tmp_path / "log").open("wb") as log, pytest.raises(CannotStart, match=r"could not enter a user namespace"):
+        inside.popen(["true"], tmp_path, log)
+    assert "No space left on device" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
